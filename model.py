@@ -1,0 +1,329 @@
+"""Llama (Touvron et al., 2023) in one file, in the layout that model hubs serve.
+
+    model = Llama.from_pretrained("data/tiny")
+    logits = model(ids)                  # (B, T) int64 -> (B, T, V)
+    model.save_pretrained("out/copy")    # config.json and model.safetensors
+
+Modules carry the hub's names, so a checkpoint's tensors load by name with no table between.
+"""
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+# Keys of config.json that change the result, with the only value that this file implements.
+SUPPORTED = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
+    "mlp_bias": False, "rope_scaling": None, "rope_interleaved": False, "attention_dropout": 0.0, "pretraining_tp": 1,
+}
+# Keys that leave it as it is.
+IGNORED = {
+    "_name_or_path", "initializer_range", "is_llama_config", "pad_token_id", "transformers_version",
+    "transformers.js_config", "use_cache",
+}
+
+
+@dataclass
+class Config:
+    """The architecture, under the hub's own key names.
+
+    `dtype` is the type of the weights on disk; bos_token_id is None for models that have no BOS.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    eos_token_id: int
+    bos_token_id: int | None = None
+    num_key_value_heads: int | None = None  # None: as many as query heads
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if "int" in str(field.type) and not (isinstance(value, int) or value is None and field.default is None):
+                raise ValueError(f"{field.name} = {value!r} is not a whole number")
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(f"num_attention_heads = {self.num_attention_heads} is not a multiple of num_key_value_heads = {self.num_key_value_heads}")
+
+    @classmethod
+    def from_json(cls, path) -> "Config":
+        """Read config.json. Raises ValueError on a key that is missing, unknown, or set to what Llama here does not do."""
+        path = Path(path)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} does not exist: a model is a folder with config.json, model.safetensors and tokenizer.json") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); fetch or write it again") from None
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path}: expected a JSON object, found a {type(raw).__name__}")
+        if "torch_dtype" in raw:  # the name before transformers 5
+            raw["dtype"] = raw.pop("torch_dtype")
+        rope = dict(raw.pop("rope_parameters", None) or {})  # transformers 5 nests what was at the top
+        if rope.pop("rope_type", "default") != "default" or set(rope) - {"rope_theta"}:
+            raise ValueError(f"{path}: rope_parameters other than the default rope_type with a rope_theta are not supported")
+        raw |= rope
+        known = {field.name for field in fields(cls)}
+        for key, value in raw.items():
+            if key in SUPPORTED and value != SUPPORTED[key]:
+                raise ValueError(f"{path}: {key} = {json.dumps(value)} is not supported, only {json.dumps(SUPPORTED[key])}")
+            if key not in known | SUPPORTED.keys() | IGNORED:
+                raise ValueError(f"{path}: unknown key {key!r}; if it does not change the result, add it to IGNORED in model.py")
+        missing = [field.name for field in fields(cls) if field.default is field.default_factory and field.name not in raw]
+        if missing:
+            raise ValueError(f"{path}: missing {', '.join(missing)}")
+        try:
+            return cls(**{key: raw[key] for key in known & raw.keys()})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def to_json(self) -> str:
+        """The text of a config.json that transformers and other readers of the hub's layout understand."""
+        described = {"architectures": SUPPORTED["architectures"], "model_type": "llama", "hidden_act": "silu"} | asdict(self)
+        described["torch_dtype"] = described.pop("dtype")
+        return json.dumps(described, indent=2) + "\n"
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, over the last dimension (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):  # (B, T, C) -> (B, T, C)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotary_angles(positions, head_dim: int, theta: float):
+    """cos and sin of position * theta^(-2i / head_dim) for i < head_dim / 2 (Su et al., 2021).
+
+    positions: (T,) or (B, T). Returns two float32 tensors, (1 or B, T, 1, head_dim / 2): the
+    third dimension broadcasts over heads.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[..., None].float() * (1.0 / theta**exponents)  # (B, T, D/2)
+    angles = angles.reshape(-1, positions.shape[-1], 1, head_dim // 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x[i], x[i + D/2]) by its angle: the hub's half-split layout. (B, T, H, D) -> same."""
+    a, b = x.float().chunk(2, dim=-1)  # angles lose their low bits in bf16, so turn in fp32
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, self.n_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, cache, start, mask):
+        B, T, _ = x.shape
+        q = rotate(self.q_proj(x).view(B, T, self.n_heads, self.head_dim), cos, sin)
+        k = rotate(self.k_proj(x).view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
+        v = self.v_proj(x).view(B, T, self.n_kv_heads, self.head_dim)
+        if cache is not None:
+            keys, values = cache  # (B, S, n_kv_heads, D) each
+            if start is None:
+                keys[:, :T], values[:, :T] = k, v
+            else:  # each row writes at its own length, over what padding left there
+                rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
+                columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
+                keys[rows, columns], values[rows, columns] = k, v
+                k, v = keys, values
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+def attend(q, k, v, mask):
+    """softmax(q k^T / sqrt(D)) v, causal where mask is None. q: (B, H, T, D); k, v: (B, n_kv_heads, S, D)."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):  # a CPU's bf16 attention is slower than its fp32 one, backward by far
+            return attend(q.float(), k.float(), v.float(), mask)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer, 2020)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x):  # (B, T, C) -> (B, T, C)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, cos, sin, cache, start, mask):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """A causal language model. `hidden` and `logits` are its two halves: project only what is scored."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict(dict(
+            embed_tokens=nn.Embedding(config.vocab_size, config.hidden_size),
+            layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
+            norm=RMSNorm(config.hidden_size, config.rms_norm_eps),
+        ))
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def hidden(self, ids, cache=None, start=None):
+        """The normed output of the last layer. ids: (B, T) int64. Returns (B, T, C).
+
+        Rows are padded on the right: with causal attention what comes later cannot reach back, so
+        padding needs no mask. cache: what `new_cache` returns, written in place. start: (B,) int64,
+        how many tokens of each row the cache already holds; None for the first call on a cache.
+        """
+        T = ids.shape[1]
+        positions = torch.arange(T, device=ids.device)  # (T,)
+        mask = None
+        if start is not None:
+            positions = start[:, None] + positions  # (B, T)
+            slots = torch.arange(cache[0][0].shape[1], device=ids.device)  # (S,)
+            mask = (slots <= positions[..., None])[:, None]  # (B, 1, T, S)
+        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        x = self.model.embed_tokens(ids)  # (B, T, C)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, cache and cache[i], start, mask)
+        return self.model.norm(x)
+
+    def logits(self, h):
+        """Next-token logits of hidden states. (..., C) -> (..., V)."""
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return F.linear(h, head.weight)
+
+    def forward(self, ids, cache=None, start=None):
+        return self.logits(self.hidden(ids, cache, start))  # (B, T, V)
+
+    def new_cache(self, batch_size: int, length: int):
+        """An empty key/value cache: for each layer two tensors, (batch_size, length, n_kv_heads, head_dim)."""
+        weight = self.model.embed_tokens.weight
+        shape = (batch_size, length, self.config.num_key_value_heads, self.config.head_dim)
+        return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
+
+    def init_weights(self, generator=None):
+        """Random weights for pretraining: normal, 0.02, less where a layer adds to the residual (GPT-2)."""
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / (2 * self.config.num_hidden_layers) ** 0.5 if residual else 0.02
+                nn.init.normal_(weight, std=std, generator=generator)
+            else:
+                nn.init.ones_(weight)
+        return self
+
+    @classmethod
+    def from_pretrained(cls, path, dtype=torch.float32, device="cpu") -> "Llama":
+        """Load a folder in hub layout, tensor by tensor, into `dtype` on `device`.
+
+        Raises FileNotFoundError for an absent file, ValueError for a config that is not supported, a
+        file that is not whole, and tensors that are missing, unexpected or of the wrong shape.
+        """
+        config = Config.from_json(Path(path) / "config.json")
+        with torch.device("meta"):
+            model = cls(config)
+        tensors = load_tensors(Path(path) / "model.safetensors", model.state_dict(), dtype, device)
+        model.load_state_dict(tensors, assign=True)
+        return model
+
+    def save_pretrained(self, path):
+        """Write config.json and model.safetensors, each whole or not at all. Raises OSError when the disk is full."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        self.config.dtype = str(self.model.embed_tokens.weight.dtype).removeprefix("torch.")
+        save_tensors(path / "model.safetensors", self.state_dict(), {"format": "pt"})
+        with replacing(path / "config.json") as temporary:
+            temporary.write_text(self.config.to_json(), encoding="utf-8")
+
+
+def load_tensors(path: Path, expected: dict, dtype, device) -> dict:
+    """The tensors of a safetensors file, whose names and shapes must be those of `expected`."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: a model is a folder with config.json, model.safetensors and tokenizer.json")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            # Llama-1 checkpoints carry their rotary table, tied ones sometimes a second embedding: both are derived here.
+            names = {n for n in file.keys() if not n.endswith("rotary_emb.inv_freq") and (n != "lm_head.weight" or n in expected)}
+            if missing := sorted(expected.keys() - names):
+                raise ValueError(f"{path}: missing {shorten(missing)}")
+            if unexpected := sorted(names - expected.keys()):
+                raise ValueError(f"{path}: unexpected {shorten(unexpected)}")
+            shapes = {n: (tuple(file.get_slice(n).get_shape()), tuple(expected[n].shape)) for n in sorted(names)}
+            if wrong := [f"{n} is {found}, config.json asks for {wanted}" for n, (found, wanted) in shapes.items() if found != wanted]:
+                raise ValueError(f"{path}: {shorten(wrong)}")
+            return {name: file.get_tensor(name).to(dtype) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
+
+
+def save_tensors(path: Path, tensors: dict, metadata: dict):
+    """Write a safetensors file under a temporary name, then rename it over `path`."""
+    with replacing(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"could not write {path} ({error}); what was there before is untouched") from None
+
+
+@contextmanager
+def replacing(path):
+    """A temporary name beside `path`, renamed over it if the block succeeds and removed if it fails."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shorten(items: list, most: int = 3) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def default_device() -> str:
+    """The fastest kind of processor that this machine has."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

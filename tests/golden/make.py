@@ -1,0 +1,37 @@
+"""Write the golden checkpoints: small random Llamas by transformers, with the logits it gives them.
+
+    pip install torch==2.13.0 transformers==5.23.0 && python tests/golden/make.py
+
+An independent implementation stands on the other side of every number in here. Weights are drawn
+wide, and norms moved off 1, so that a wrong rotation, grouping or scale shows in the first digits.
+"""
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+COMMON = dict(vocab_size=128, num_hidden_layers=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+              initializer_range=0.2)
+CONFIGS = {
+    "llama2": LlamaConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, rms_norm_eps=1e-5, **COMMON),
+    "smollm2": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-6,
+                           rope_theta=100000.0, tie_word_embeddings=True, **COMMON),
+}
+
+for name, config in CONFIGS.items():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    folder = Path(__file__).parent / name
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    ids = torch.randint(3, config.vocab_size, (3, 40))
+    with torch.no_grad():
+        logits = model(ids).logits
+        greedy = model.generate(ids[:, :8], max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 8:]
+    save_file({"ids": ids, "logits": logits, "greedy": greedy.contiguous()}, folder / "golden.safetensors")
+    print(name, sum(p.numel() for p in model.parameters()), float(logits.std()), json.loads((folder / "config.json").read_text()))
