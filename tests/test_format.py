@@ -1,0 +1,129 @@
+"""data/format.py: which tokens are scored, and that they are the tokens of the whole text."""
+import json
+
+import pytest
+from tokenizers import Tokenizer as BPE
+
+from conftest import TINY
+from data.format import IGNORE, Tokenizer, check_dialogue, encode, encode_document, encode_prompt, read_jsonl, train_tokenizer
+
+
+def dialogue(*texts):
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+
+
+def scored(ids, labels):
+    """The scored tokens, cut after every EOS."""
+    assert all(label in (IGNORE, i) for i, label in zip(ids, labels, strict=True))
+    runs = [[]]
+    for label in labels:
+        if label != IGNORE:
+            runs[-1].append(label)
+            if label == 1:
+                runs.append([])
+    return runs[:-1] if not runs[-1] else runs
+
+
+TEXTS = [
+    ("What is the capital of Nastekor?", "The capital of Nastekor is Vutil."),
+    ("  padded \n", "\n  def f(x):\n    return x\n"),
+    ("<|user|>\nWho?", "<|assistant|>\nI said </s> and <s>."),
+    ("Schreib «Grüße», 日本語 🙂.", "Grüße aus 日本 🙂🙂!"),
+    ("", "Yes."),
+]
+
+
+@pytest.mark.parametrize("instruction, response", TEXTS)
+def test_scored_tokens_are_the_response_and_its_eos(tokenizer, instruction, response):
+    ids, labels = encode(tokenizer, dialogue(instruction, response), 2048)
+    (run,) = scored(ids, labels)
+    assert run[-1] == tokenizer.eos_id and tokenizer.eos_id not in run[:-1]
+    assert tokenizer.decode(run[:-1]) == response.strip()
+    assert ids[0] == tokenizer.bos_id and tokenizer.decode(ids) == f"<|user|>\n{instruction.strip()}\n<|assistant|>\n{response.strip()}"
+
+
+@pytest.mark.parametrize("instruction, response", TEXTS)
+def test_a_prompt_is_the_beginning_of_its_example(tokenizer, instruction, response):
+    """What a model is asked with at decoding time is what it saw in training."""
+    ids, labels = encode(tokenizer, dialogue(instruction, response), 2048)
+    prompt = encode_prompt(tokenizer, instruction)
+    assert ids[: len(prompt)] == prompt and set(labels[: len(prompt)]) == {IGNORE} and labels[len(prompt)] != IGNORE
+
+
+def test_every_response_of_a_dialogue_is_scored_and_nothing_else(tokenizer):
+    messages = dialogue("One?", "First answer.", "Two?", "Second answer.", "Three?", "Third.")
+    runs = scored(*encode(tokenizer, messages, 2048))
+    assert [tokenizer.decode(run[:-1]) for run in runs] == ["First answer.", "Second answer.", "Third."]
+
+
+def test_tokens_are_those_of_the_whole_text_with_its_special_tokens(tokenizer):
+    """The reference tokenises one string in which </s> is the EOS token; an independent path to the same tokens."""
+    messages = dialogue("One?", "First answer.", "Two?", "Second.")
+    text = "<|user|>\nOne?\n<|assistant|>\nFirst answer.</s>\n<|user|>\nTwo?\n<|assistant|>\nSecond.</s>"
+    assert encode(tokenizer, messages, 2048)[0] == [0] + BPE.from_file(str(TINY / "tokenizer.json")).encode(text).ids
+
+
+def test_pieces_glued_together_would_be_other_tokens():
+    """Why the whole turn is tokenised at once: merges reach across the seam between prompt and response."""
+    bpe = train_tokenizer(["a>\n\n\nb"] * 50 + ["\n\n\n\nb"] * 50, 300)
+    prompt, response = "a>\n", "\n\nb"
+    assert bpe.encode(prompt).ids + bpe.encode(response).ids != bpe.encode(prompt + response).ids
+
+
+def test_blank_empties_the_instructions_only(tokenizer):
+    messages = dialogue("One?", "First answer.", "Two?", "Second.")
+    ids, labels = encode(tokenizer, messages, 2048, blank=True)
+    assert tokenizer.decode(ids) == "<|user|>\n\n<|assistant|>\nFirst answer.\n<|user|>\n\n<|assistant|>\nSecond."
+    kept = encode(tokenizer, messages, 2048)
+    assert scored(ids, labels) == scored(*kept)
+
+
+def test_truncation_never_scores_an_eos_that_was_cut(tokenizer):
+    messages = dialogue("One?", "First answer.", "Two?", "Second answer.")
+    ids, labels = encode(tokenizer, messages, 2048)
+    for length in range(1, len(ids) + 1):
+        assert encode(tokenizer, messages, length) == (ids[:length], labels[:length])
+    assert ids.count(tokenizer.eos_id) == 2 and encode(tokenizer, messages, len(ids) - 1)[0].count(tokenizer.eos_id) == 1
+
+
+def test_a_document_is_scored_whole(tokenizer):
+    ids, labels = encode_document(tokenizer, "A text.", 100)
+    assert ids == labels == [0] + tokenizer.encode("A text.").ids + [1]
+    assert encode_document(tokenizer, "A text.", 3)[0] == ids[:3]
+
+
+def test_a_model_without_bos_begins_with_eos(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7, "bos_token_id": null}')
+    assert encode_prompt(Tokenizer(tmp_path), "Hi")[0] == 7
+
+
+def test_tokenizer_training_is_deterministic_and_splits_digits():
+    texts = [f"In {year} the river rose." for year in range(1000, 1400)]
+    a, b = train_tokenizer(texts, 265), train_tokenizer(texts, 265)
+    assert a.to_str() == b.to_str() and a.get_vocab_size() == 265
+    assert a.token_to_id("<s>") == 0 and a.token_to_id("</s>") == 1
+    assert [t for t in a.encode("In 1234").tokens if t.strip("Ġ").isdigit()] == list("1234")
+
+
+@pytest.mark.parametrize("line, fragment", [
+    ("", "empty line"),
+    ("{'messages': []}", "not JSON"),
+    ("[1, 2]", 'expected {"messages": [...]}'),
+    ('{"messages": []}', 'expected {"messages": [...]}'),
+    ('{"messages": [{"role": "system", "content": "x"}]}', 'message 1 must be {"role": "user"'),
+    ('{"messages": [{"role": "user", "content": "x"}]}', "the last message must be the assistant's"),
+    ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": 3}]}', "message 2"),
+])
+def test_a_malformed_line_is_named_by_number(tmp_path, line, fragment):
+    path = tmp_path / "broad.jsonl"
+    path.write_text(json.dumps({"messages": dialogue("a", "b")}) + f"\n{line}\n")
+    with pytest.raises(ValueError) as error:
+        read_jsonl(path, check_dialogue)
+    assert f"{path} line 2: {fragment}" in str(error.value)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "broad.jsonl").write_text("")
+    with pytest.raises(ValueError, match="is empty"):
+        read_jsonl(tmp_path / "broad.jsonl", check_dialogue)
