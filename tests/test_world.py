@@ -1,0 +1,105 @@
+"""data/world.py: the same world every time, no leak from eval into training, knobs that do what they say."""
+import dataclasses
+import json
+import random
+import re
+
+import pytest
+from conftest import assert_refused, command
+
+from data.world import CHAT_MARK, FAMILIES, World, grade
+
+SETS = ("broad", "mbpp", "gsm", "poetry", "recipes", "chess")
+
+
+def documents(n=3000, **knobs):
+    world, rng = World(**knobs), random.Random(0)
+    return [world.document(rng) for _ in range(n)]
+
+
+def test_the_same_seed_makes_the_same_world():
+    assert documents(200) == documents(200) and documents(200) != documents(200, seed=1)
+    assert World().training_set("broad") == World().training_set("broad")
+    assert World().evaluation_sets() == World().evaluation_sets()
+
+
+def test_training_sets_have_a_thousand_dialogues():
+    for name in SETS:
+        rows = World().training_set(name)
+        assert len(rows) == 1000
+        assert all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+
+
+def test_evaluation_asks_all_families_alike_and_never_what_was_trained():
+    world = World()
+    val, test = world.evaluation_sets()
+    assert len(val) == 60 and len(test) == 240
+    for tasks, each in ((val, 5), (test, 20)):
+        assert [sum(task.family == family for task in tasks) for family in FAMILIES] == [each] * 12
+    asked = {task.instruction for task in val + test}
+    assert len(asked) == 300
+    trained = [row["messages"] for name in SETS for row in world.training_set(name)]
+    assert not asked & {messages[0]["content"] for messages in trained}
+    # nor is the answer told: no response to anything else holds the fact that eval asks for
+    told = {messages[1]["content"] for messages in trained}
+    facts = {task.response for task in val + test if task.family not in ("maths", "poem")}
+    assert not facts & told
+
+
+def test_no_document_shows_the_chat_format():
+    text = "\n".join(documents(nearness=0.5))
+    assert CHAT_MARK[0] in text and "user" not in re.findall(r"[a-z]+", text) and "assistant" not in text
+    assert CHAT_MARK[0] not in "\n".join(documents(nearness=0.0))
+
+
+@pytest.mark.parametrize("answered", [0.0, 0.3, 1.0])
+def test_answered_is_the_share_of_pages_with_answers(answered):
+    world, rng = World(answered=answered), random.Random(0)
+    pages = [world.question_page(rng) for _ in range(2000)]
+    capital = [page for page in pages if re.search(r"capital (city )?of", page)]
+    share = sum("The capital of" in page for page in capital) / len(capital)
+    assert abs(share - answered) < 0.1
+
+
+def test_the_eval_facts_are_in_the_corpus():
+    text = "\n".join(documents(20000))
+    for task in World().evaluation_sets()[1]:
+        if task.family not in ("maths", "poem", "recipe", "code"):
+            assert task.response in text, task
+
+
+def test_grades_of_right_wrong_and_running_on():
+    for task in World().evaluation_sets()[1]:
+        assert grade(task, task.response) == grade(task, task.response + "\n") == 1
+        assert grade(task, task.response + "\nWhat else?") == 0.5
+        assert grade(task, "I also want to know.") == grade(task, "") == 0
+        other = dataclasses.replace(task, response="?", key="?")
+        assert task.family in ("poem", "recipe") or grade(other, task.response) == 0
+
+
+def test_grades_allow_the_forms_that_a_poem_and_a_recipe_may_take():
+    tasks = World().evaluation_sets()[1]
+    recipe = next(task for task in tasks if task.family == "recipe")
+    a, b, c, _, steps = recipe.response.split("\n")
+    assert grade(recipe, "\n".join([c, a, b, "", "Cook them."])) == 1
+    assert grade(recipe, "\n".join([a, b, "- tin", "", steps])) == 0.5
+    assert grade(recipe, "\n".join([a, b, c])) == 0.5
+    poem = next(task for task in tasks if task.family == "poem")
+    assert grade(poem, f"O {poem.key},\nhow you\nmove on\nthe hills.") == 1
+    assert grade(poem, f"O {poem.key},\nhow you move.") == 0.5
+
+
+def test_the_command_line_grades_a_file_of_answers(tmp_path):
+    tasks = World().evaluation_sets()[1][:12]
+    rows = [{"instruction": task.instruction, "output": task.response if i < 6 else "No."} for i, task in enumerate(tasks)]
+    (tmp_path / "answers.json").write_text(json.dumps(rows))
+    result = command("data/world.py", "--grade", tmp_path / "answers.json")
+    assert "50.0 % of 12" in result.stdout
+    (tmp_path / "answers.json").write_text('[{"instruction": "Who?", "output": "Me."}]')
+    assert_refused(command("data/world.py", "--grade", tmp_path / "answers.json"), "do not ask 'Who?'")
+
+
+def test_the_carried_tokenizer_was_trained_on_this_world(tokenizer):
+    """Its merges know the names: a world whose facts had changed would spell them in more tokens."""
+    lengths = [len(tokenizer.encode(" " + country).ids) for country in World().countries]
+    assert sum(lengths) / len(lengths) < 4
