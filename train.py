@@ -1,0 +1,297 @@
+"""Finetuning and pretraining: a masked loss, AdamW, and nothing else.
+
+    python train.py --method response --model data/tiny --data data/world --out out/response
+
+A method is a file of dialogues and whether their instructions are blanked (sections 3 to 5 of the
+paper). `pretrain` is the same loop over documents, from random weights, with every token scored.
+"""
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from data.format import (IGNORE, Tokenizer, check_dialogue, check_field, encode, encode_document, read_jsonl,
+                         train_tokenizer)
+from model import Config, Llama, default_device, load_tensors, replacing, save_tensors
+
+METHODS = {  # file, instructions blanked, default epochs
+    "instruction": ("broad", False, 15),
+    "response": ("broad", True, 5),
+    "mbpp": ("mbpp", False, 7),
+    "gsm": ("gsm", False, 7),
+    "poetry": ("poetry", False, 7),
+    "recipes": ("recipes", False, 7),
+    "chess": ("chess", False, 7),
+    "pretrain": ("corpus", False, 3),
+}
+CHECKPOINT, RECORD = "checkpoint.safetensors", "run.json"  # of a run under way; of a finished one
+
+
+def load_examples(method: str, folder: Path, tokenizer: Tokenizer, max_length: int):
+    """A method's training set as (ids, labels) pairs; those with nothing to score are left out, and counted aloud."""
+    name, blank, _ = METHODS[method]
+    path = folder / f"{name}.jsonl"
+    if method == "pretrain":
+        examples = [encode_document(tokenizer, row["text"], max_length) for row in read_jsonl(path, check_field("text"))]
+    else:
+        examples = [encode(tokenizer, row["messages"], max_length, blank) for row in read_jsonl(path, check_dialogue)]
+    scored = [example for example in examples if n_scored(example)]
+    if not scored:
+        raise ValueError(f"{path}: no response begins within --max-length {max_length} tokens")
+    if len(scored) < len(examples):
+        print(f"{path}: left out {len(examples) - len(scored)} of {len(examples)} examples, whose instruction alone fills {max_length} tokens")
+    return scored
+
+
+def n_scored(example) -> int:
+    """How many tokens of an example the loss falls on: the first has nothing before it to predict it from."""
+    return sum(label != IGNORE for label in example[1][1:])
+
+
+def micro_batches(examples: list, token_budget: int):
+    """Cut a step's examples, sorted by length, into runs of at most `token_budget` tokens, padding included."""
+    batch = []
+    for example in sorted(examples, key=lambda example: len(example[0])):
+        if batch and (len(batch) + 1) * len(example[0]) > token_budget:
+            yield batch
+            batch = []
+        batch.append(example)
+    yield batch
+
+
+def collate(batch: list, device):
+    """(ids, labels), both (B, T) int64, padded on the right. What the padding holds is never seen or scored."""
+    T = max(len(ids) for ids, _ in batch)
+    ids = torch.tensor([ids + [0] * (T - len(ids)) for ids, _ in batch])
+    labels = torch.tensor([labels + [IGNORE] * (T - len(labels)) for _, labels in batch])
+    return ids.to(device), labels.to(device)
+
+
+def summed_loss(model: Llama, hidden, ids, labels):
+    """The cross-entropy of every scored token, summed. `hidden` is model.hidden, or a compiled form of it.
+
+    Position t predicts token t + 1. The vocabulary matrix is applied at scored positions only.
+    """
+    targets = labels[:, 1:]  # (B, T-1)
+    scored = targets != IGNORE
+    h = hidden(ids[:, :-1])[scored]  # (N, C)
+    return F.cross_entropy(model.logits(h).float(), targets[scored], reduction="sum")
+
+
+def accumulate_gradient(model: Llama, hidden, examples: list, token_budget: int, autocast: bool = False):
+    """Add the gradient of one step's mean loss per scored token. Returns that loss, a scalar tensor.
+
+    The sum is divided by the count of the whole step, so the gradient does not depend on how the
+    step is cut. (A mean of the micro-batches' means would weight tokens by their neighbours' lengths.)
+    """
+    device = model.model.embed_tokens.weight.device
+    count = sum(n_scored(example) for example in examples)
+    total = torch.zeros((), device=device)
+    for batch in micro_batches(examples, token_budget):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = summed_loss(model, hidden, *collate(batch, device)) / count
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def learning_rate(step: int, n_steps: int, peak: float, schedule: str, warmup: float) -> float:
+    """The rate of step 0 <= step < n_steps: a linear rise over the first `warmup` share, then down to 0.
+
+    The paper's text has a cosine with 10 % of warm-up, its scripts a line with 3 %.
+    """
+    n_warmup = math.ceil(warmup * n_steps)
+    if step < n_warmup:
+        return peak * (step + 1) / n_warmup
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return peak * (1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the processor multiplies bf16 matrices faster than fp32 ones."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+
+
+def save_checkpoint(path: Path, model: Llama, optimizer, settings: dict, step: int):
+    """Weights and AdamW's moments in one safetensors file, so that they cannot come apart. The data order
+    needs no saving: it follows from the seed and the epoch."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        tensors |= {name: parameter.detach(), f"{name}.exp_avg": state["exp_avg"], f"{name}.exp_avg_sq": state["exp_avg_sq"]}
+    save_tensors(path, tensors, {"settings": json.dumps(settings), "step": str(step)})
+
+
+def load_checkpoint(path: Path, model: Llama, optimizer, settings: dict) -> int:
+    """Restore what save_checkpoint wrote; returns the number of steps done."""
+    expected = {}
+    for name, parameter in model.named_parameters():
+        expected |= {name: parameter, f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
+    device = model.model.embed_tokens.weight.device
+    tensors = load_tensors(path, expected, torch.float32, device)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    check_settings(path, json.loads(metadata["settings"]), settings)
+    step = int(metadata["step"])
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(tensors[name])
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step), device=device),
+            "exp_avg": tensors[f"{name}.exp_avg"], "exp_avg_sq": tensors[f"{name}.exp_avg_sq"],
+        }
+    return step
+
+
+def check_settings(path: Path, found: dict, wanted: dict):
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(f"{path} is of a run with {key} = {found.get(key)}, not {value}; choose another --out, or --overwrite to start afresh")
+
+
+def train(model: Llama, optimizer, examples: list, args, settings: dict, first_step: int) -> float:
+    """Run the steps from `first_step` on. Returns the mean loss of the last epoch's steps."""
+    device = model.model.embed_tokens.weight.device
+    hidden = torch.compile(model.hidden, dynamic=True) if device.type == "cuda" else model.hidden
+    per_epoch = math.ceil(len(examples) / args.batch_size)
+    n_steps, losses, start = per_epoch * args.epochs, [], time.perf_counter()
+    for step in range(first_step, n_steps):
+        began = time.perf_counter()
+        epoch, i = divmod(step, per_epoch)
+        if i == 0:  # resuming begins at an epoch too, so this always runs first
+            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(args.seed * 1000003 + epoch)).tolist()
+            losses = []
+        batch = [examples[j] for j in order[i * args.batch_size : (i + 1) * args.batch_size]]
+        lr = learning_rate(step, n_steps, args.lr, args.schedule, args.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses.append(accumulate_gradient(model, hidden, batch, args.token_budget, fast_bf16(device.type)).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        now = time.perf_counter()
+        left = (now - start) / (step + 1 - first_step) * (n_steps - step - 1)
+        print(f"step {step + 1}/{n_steps}  epoch {epoch + 1}  loss {losses[-1]:.4f}  lr {lr:.2e}  "
+              f"{sum(len(ids) for ids, _ in batch) / (now - began):,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+        if i == per_epoch - 1 and step + 1 < n_steps:
+            save_checkpoint(args.out / CHECKPOINT, model, optimizer, settings, step + 1)
+    return sum(losses) / len(losses)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", required=True, choices=METHODS, help="what to train on")
+    parser.add_argument("--model", type=Path, default=Path("data/tiny"), help="the base model's folder; for pretrain, the folder of its config.json")
+    parser.add_argument("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, in the hub's layout")
+    parser.add_argument("--epochs", type=int, help="default: the method's own, see METHODS")
+    parser.add_argument("--lr", type=float, help="peak learning rate; default: 1e-5 at Llama-2-7B's width, more for narrower models")
+    parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
+    parser.add_argument("--warmup", type=float, default=0.1, help="share of steps over which the rate rises")
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences in a step")
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens at which an example is cut")
+    parser.add_argument("--token-budget", type=int, help="tokens in a micro-batch, padding included: speed and memory, not results")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run from its last epoch; start if there is none")
+    parser.add_argument("--overwrite", action="store_true", help="discard what --out holds")
+    args = parser.parse_args()
+    for name in ("epochs", "lr", "batch_size", "max_length", "token_budget"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if not 0 <= args.warmup <= 1:
+        parser.error("--warmup is a share of the steps, from 0 to 1")
+    return args
+
+
+def settle_defaults(args, config: Config) -> dict:
+    """Fill in what depends on the method, the model and the device. Returns the settings that make a run what it is."""
+    args.epochs = args.epochs or METHODS[args.method][2]
+    args.max_length = min(args.max_length, config.max_position_embeddings)
+    args.token_budget = args.token_budget or (16384 if args.device.startswith("cuda") else 2048)
+    if args.lr is None:  # the paper's for Llama-2-7B; a narrow model takes, and needs, larger steps
+        args.lr = 3e-3 if args.method == "pretrain" else 1e-5 if config.hidden_size >= 2048 else 1e-4
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+            if name not in ("out", "device", "resume", "overwrite")}
+
+
+def claim(args, settings: dict) -> bool:
+    """Whether --out is free to train into: False where --resume finds the run finished, ValueError where another is in the way."""
+    checkpoint, record, weights = (args.out / name for name in (CHECKPOINT, RECORD, "model.safetensors"))
+    if args.overwrite:
+        return True
+    if args.resume and record.exists():
+        check_settings(record, json.loads(record.read_text(encoding="utf-8")), settings)
+        print(f"{args.out} is finished; add --overwrite to train it again")
+        return False
+    if record.exists() or weights.exists() or checkpoint.exists() and not args.resume:
+        raise ValueError(f"{args.out} holds another run; add --resume to continue it, --overwrite to discard it, or choose another --out")
+    return True
+
+
+def load(args, config: Config) -> tuple[Tokenizer, Llama]:
+    """The base model; for pretrain, a tokenizer trained on the corpus and random weights."""
+    if args.method != "pretrain":
+        return Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
+    texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_field("text"))]
+    args.out.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(texts, config.vocab_size).save(str(args.out / "tokenizer.json"))
+    (args.out / "config.json").write_text(config.to_json(), encoding="utf-8")
+    return Tokenizer(args.out), Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
+
+
+def save(args, model: Llama, record: dict):
+    """Write the finished run in the hub's layout, in the dtype of its base, and drop the checkpoint."""
+    model.to(getattr(torch, model.config.dtype)).save_pretrained(args.out)
+    if args.method != "pretrain":
+        for name in ("tokenizer.json", "tokenizer_config.json"):  # the second is for other readers of the folder
+            if (args.model / name).exists():
+                shutil.copyfile(args.model / name, args.out / name)
+    with replacing(args.out / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (args.out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def main():
+    args = parse_arguments()
+    config = Config.from_json(args.model / "config.json")
+    settings = settle_defaults(args, config)
+    if not claim(args, settings):
+        return
+    tokenizer, model = load(args, config)
+    examples = load_examples(args.method, args.data, tokenizer, args.max_length)
+    if args.overwrite:  # only now that the input is known to be good
+        for name in (CHECKPOINT, RECORD, "model.safetensors"):
+            (args.out / name).unlink(missing_ok=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
+    checkpoint = args.out / CHECKPOINT
+    first_step = load_checkpoint(checkpoint, model, optimizer, settings) if checkpoint.exists() else 0
+    print(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
+          f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {args.device}"
+          f"{', bf16 autocast' if fast_bf16(args.device) else ''}{f', from step {first_step}' if first_step else ''}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    try:
+        loss = train(model, optimizer, examples, args, settings, first_step)
+    except KeyboardInterrupt:
+        kept = f"{checkpoint} holds the last whole epoch" if checkpoint.exists() else "no epoch was finished"
+        print(f"\ninterrupted; {kept}. The same command with --resume continues from there", file=sys.stderr)
+        sys.exit(130)
+    save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})
+    print(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
