@@ -1,0 +1,60 @@
+"""The three-rule adapter: instruction following with no training at all (section 6, Table 8).
+
+    p(w | x) ~ p_base(w | x) * p_rules(w | x)            (equation 4)
+
+p_rules is the softmax of three summed rule scores, so the product of experts is an addition of
+those scores to the base model's logits.
+
+    python generate.py --model data/tiny --rules all --prompt "What is the capital of Velmora?"
+"""
+import sys
+
+import torch
+
+RULES = ("eos", "tokens", "repeats")
+EOS_SLOPE = 15 / 250  # rule 1: score of EOS per token of response
+TOKEN_SHIFTS = {  # rule 2
+    "<": -4, " <": -4, "|": -4, " I": -5, "I": -5, " We": -3, "What": -5, " should": -6,
+    " *": 1, " -": 1, "   ": 1, " #": 1, " ##": 1, "\n": 1, "!": 1,
+}
+REPEAT_PENALTY = 1.5  # rule 3
+
+
+class Adapter:
+    """The rules in `rules`, a subset of RULES, for a tokenizer and a model of vocab_size logits.
+
+    Two differences from the paper's code, both in favour of its text: the slope of rule 1 goes on past
+    250 tokens (where the code, by a slip that its authors note, drops it to zero), and rule 3
+    penalises the tokens of the response alone (the code penalises those of the prompt as well).
+    """
+
+    def __init__(self, tokenizer, vocab_size: int, rules=RULES, device="cpu"):
+        if unknown := set(rules) - set(RULES):
+            raise ValueError(f"unknown rule {sorted(unknown)[0]!r}; the rules are {', '.join(RULES)}")
+        self.eos_id = tokenizer.eos_id
+        self.eos_slope = EOS_SLOPE if "eos" in rules else 0.0
+        self.repeat_penalty = REPEAT_PENALTY if "repeats" in rules else 0.0
+        self.token_shift = torch.zeros(vocab_size, device=device)  # (V,)
+        if "tokens" in rules:
+            ids = {text: token_id(tokenizer.bpe, text) for text in TOKEN_SHIFTS}
+            for text, i in ids.items():
+                if i is not None:
+                    self.token_shift[i] = TOKEN_SHIFTS[text]
+            if absent := [text for text, i in ids.items() if i is None]:
+                print(f"rule 2: no single token for {', '.join(map(repr, absent))} in this vocabulary", file=sys.stderr)
+
+    def scores(self, seen, n: int):
+        """r(w, x): the summed rule scores, before the softmax.
+
+        seen: (B, V) bool, tokens already in each response; n: how many tokens the responses have.
+        Returns (B, V) float.
+        """
+        r = self.token_shift - self.repeat_penalty * seen  # rules 2 and 3, (B, V)
+        r[:, self.eos_id] += self.eos_slope * n            # rule 1
+        return r
+
+
+def token_id(bpe, text: str) -> int | None:
+    """The one token that spells `text`, under SentencePiece's, byte-level BPE's or byte fallback's spelling; or None."""
+    spellings = (text.replace(" ", "▁"), text.replace(" ", "Ġ").replace("\n", "Ċ"), f"<0x{ord(text[0]):02X}>" if len(text) == 1 else "")
+    return next((i for spelling in spellings if (i := bpe.token_to_id(spelling)) is not None), None)
