@@ -1,0 +1,49 @@
+# PYTHON=python3 make ... uses your own environment; otherwise the first run sets up .venv.
+PYTHON ?= .venv/bin/python
+METHOD ?= response
+MODEL ?= data/tiny
+DATA ?= data/world
+SEED ?= 1
+OUT ?= out/$(METHOD)
+RULES ?= none
+PROMPT ?= What is the capital of Nastekor?
+
+ready = $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
+world = $(if $(filter data/world,$(DATA)),data/world/eval.jsonl)
+
+train: $(ready) $(world)
+	$(PYTHON) train.py --method $(METHOD) --model $(MODEL) --data $(DATA) --out $(OUT) --seed $(SEED) \
+		$(if $(EPOCHS),--epochs $(EPOCHS)) --resume
+	@$(PYTHON) generate.py --model $(MODEL) $(OUT) --input $(DATA)/eval.jsonl --limit 3
+
+generate: $(ready)
+	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --prompt "$(PROMPT)"
+
+answers = out/eval/$(subst /,-,$(MODEL))-$(RULES).json
+eval: $(ready) $(world)
+	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --input $(DATA)/eval.jsonl --output $(answers)
+	@$(PYTHON) data/world.py --grade $(answers)
+
+pretrain: $(ready)
+	$(PYTHON) data/world.py --corpus 100000
+	$(PYTHON) train.py --method pretrain --out out/pretrain --resume
+	cp out/pretrain/model.safetensors out/pretrain/tokenizer.json data/tiny/
+
+bench: $(ready)
+	@$(PYTHON) tests/bench.py --model $(MODEL)
+
+test: $(ready)
+	$(PYTHON) -m pytest -q tests
+
+data/world: data/world/eval.jsonl
+data/world/eval.jsonl: data/world.py | $(ready)
+	$(PYTHON) data/world.py
+
+.venv/ready: requirements.txt
+	@python3 -c 'import sys; sys.exit("nanofollow needs Python 3.11 or newer; python3 is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --requirement requirements.txt
+	@touch $@
+
+.PHONY: train generate eval pretrain bench test
+.DELETE_ON_ERROR:

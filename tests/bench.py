@@ -1,0 +1,70 @@
+"""Speed and memory on this machine: training, decoding, and what the rules cost.
+
+    make bench [MODEL=folder]
+
+Figures are medians of alternating runs; on a shared machine trust the ratios within one run.
+"""
+import argparse
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from adapter import Adapter
+from data.format import Tokenizer, encode, encode_prompt
+from data.world import World
+from generate import generate
+from model import Llama, default_device
+from train import accumulate_gradient, fast_bf16
+
+
+def seconds(*works, runs=5):
+    """The median time of each piece of work, run in turn after one warm-up."""
+    times = [[] for _ in works]
+    for _ in range(runs + 1):
+        for work, taken in zip(works, times):
+            began = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken[1:]) for taken in times]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, default=Path("data/tiny"))
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--tokens", type=int, default=128, help="to decode")
+    args = parser.parse_args()
+    tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
+    cuda = args.device.startswith("cuda")
+    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; {name}; torch {torch.__version__}")
+
+    step = [encode(tokenizer, row["messages"], 2048) for row in World().training_set("broad", 64)]
+    n = sum(len(ids) for ids, _ in step)
+    hidden = torch.compile(model.hidden, dynamic=True) if cuda else model.hidden
+    budget = 16384 if cuda else 2048
+    half, full = seconds(lambda: accumulate_gradient(model, hidden, step, budget, True), lambda: accumulate_gradient(model, hidden, step, budget))
+    print(f"train   bf16 autocast {n / half:8,.0f} tokens/s   fp32 {n / full:8,.0f} tokens/s   default {'bf16' if fast_bf16(args.device) else 'fp32'}")
+
+    model = Llama.from_pretrained(args.model, torch.bfloat16 if cuda else torch.float32, args.device).eval()
+    adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
+    prompt = encode_prompt(tokenizer, "What is the capital of Nastekor?")
+    for batch in (1, 16, 64):
+        prompts = [prompt] * batch
+        # an EOS that no row can emit keeps every row to the end
+        plain, ruled = seconds(lambda: generate(model, prompts, -1, args.tokens), lambda: generate(model, prompts, -1, args.tokens, adapter=adapter))
+        print(f"decode  batch {batch:3} {batch * args.tokens / plain:10,.0f} tokens/s   all rules {batch * args.tokens / ruled:10,.0f} tokens/s   their cost {100 * (ruled / plain - 1):4.1f} %")
+
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"peak memory {peak / 2**20:,.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

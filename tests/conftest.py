@@ -1,0 +1,72 @@
+"""What several tests share: the carried model, a small data folder, and running a command line as a user does."""
+import contextlib
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.format import Tokenizer
+from data.world import World
+from model import Config, Llama
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "data" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer(TINY)
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A random Llama over the tiny vocabulary: grouped heads, weights wide enough that attention matters."""
+    config = Config(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, max_position_embeddings=512, eos_token_id=1, bos_token_id=0, tie_word_embeddings=True)
+    generator = torch.Generator().manual_seed(0)
+    model = Llama(config).init_weights(generator)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.data.mul_(10)
+    return model.eval()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the world's training sets, 40 dialogues each."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("broad", "poetry"):
+        rows = World().training_set(name, 40)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def command(script, *arguments):
+    """Run one of the scripts as its command line would, in this process: .returncode, .stdout, .stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = sys.argv
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def assert_refused(result, *fragments):
+    """One clear sentence on stderr that holds every fragment, exit code 2, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith(("usage:", "  "))]
+    assert len(lines) == 1, result.stderr
+    for fragment in fragments:
+        assert str(fragment) in lines[0], result.stderr
