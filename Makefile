@@ -6,18 +6,18 @@ DATA ?= data/world
 SEED ?= 1
 OUT ?= out/$(METHOD)
 RULES ?= none
-PROMPT ?= What is the capital of Nastekor?
+export PROMPT ?= What is the capital of Nastekor?
 
 ready = $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
 world = $(if $(filter data/world,$(DATA)),data/world/eval.jsonl)
 
 train: $(ready) $(world)
 	$(PYTHON) train.py --method $(METHOD) --model $(MODEL) --data $(DATA) --out $(OUT) --seed $(SEED) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) --resume
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(OVERWRITE),--overwrite,--resume)
 	@$(PYTHON) generate.py --model $(MODEL) $(OUT) --input $(DATA)/eval.jsonl --limit 3
 
 generate: $(ready)
-	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --prompt "$(PROMPT)"
+	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --prompt "$$PROMPT"
 
 answers = out/eval/$(subst /,-,$(MODEL))-$(RULES).json
 eval: $(ready) $(world)

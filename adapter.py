@@ -1,11 +1,11 @@
-"""The three-rule adapter: instruction following with no training at all (section 6, Table 8).
+"""The three-rule adapter: instruction following with no training at all (section 6.1, Table 8).
 
-    p(w | x) ~ p_base(w | x) * p_rules(w | x)            (equation 4)
+    p(w | x) ∝ p_base(w | x) · p_rules(w | x)            (equation 4)
 
 p_rules is the softmax of three summed rule scores, so the product of experts is an addition of
 those scores to the base model's logits.
 
-    python generate.py --model data/tiny --rules all --prompt "What is the capital of Velmora?"
+    python generate.py --model data/tiny --rules all --prompt "What is the capital of Nastekor?"
 """
 import sys
 
@@ -56,5 +56,7 @@ class Adapter:
 
 def token_id(bpe, text: str) -> int | None:
     """The one token that spells `text`, under SentencePiece's, byte-level BPE's or byte fallback's spelling; or None."""
-    spellings = (text.replace(" ", "▁"), text.replace(" ", "Ġ").replace("\n", "Ċ"), f"<0x{ord(text[0]):02X}>" if len(text) == 1 else "")
+    spellings = [text.replace(" ", "▁"), text.replace(" ", "Ġ").replace("\n", "Ċ")]
+    if len(text) == 1:
+        spellings.append(f"<0x{ord(text):02X}>")
     return next((i for spelling in spellings if (i := bpe.token_to_id(spelling)) is not None), None)

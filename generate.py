@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers.decoders import DecodeStream
+from torch.nn.utils.rnn import pad_sequence
 
 from adapter import RULES, Adapter
 from data.format import Tokenizer, check_field, encode_prompt, read_jsonl
-from model import Llama, default_device, replacing
+from model import Llama, default_device, device_name, replacing
 
 CACHE_BLOCK = 128  # the cache grows by this many tokens
 
@@ -35,11 +37,11 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     if (longest := max(map(len, prompts))) >= context:
         raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of {context}; shorten it")
     most = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-    device = model.model.embed_tokens.weight.device
+    device = model.device
     answers = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,) tokens in the cache
-    ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)  # (B, T)
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)  # (B, T)
     cache = model.new_cache(len(rows), longest + CACHE_BLOCK)
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V) tokens of each response
     h = model.hidden(ids, cache)[torch.arange(len(rows)), lengths - 1]  # (B, C)
@@ -94,15 +96,10 @@ def answer(model: Llama, tokenizer: Tokenizer, instructions: list[str], **option
 
 def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
     """Print the response as it is decoded, holding back bytes that do not make a character yet."""
-    ids, shown = [], ""
+    decoder = DecodeStream(skip_special_tokens=True)
 
     def show(_, token):
-        nonlocal shown
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd"):
-            print(text.removeprefix(shown), end="", flush=True)
-            shown = text
+        print(decoder.step(tokenizer.bpe, token) or "", end="", flush=True)
 
     generate(model, [encode_prompt(tokenizer, instruction)], tokenizer.eos_id, on_token=show, **options)
     print()
@@ -132,7 +129,8 @@ def write_answers(path: Path, instructions: list[str], settings: dict, batch_siz
             file.flush()
             rate = (len(rows) - first) / (time.perf_counter() - began)
             left = (len(instructions) - len(rows)) / rate
-            print(f"{path}: {len(rows)}/{len(instructions)} answers  {rate:.1f}/s  {left // 60:.0f}:{left % 60:02.0f} left", file=sys.stderr)
+            print(f"{path}: {len(rows)}/{len(instructions)} answers  {rate:.1f}/s  {left // 60:.0f}:{left % 60:02.0f} left",
+                  file=sys.stderr)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     partial.unlink()
@@ -165,19 +163,19 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="folder in the hub's layout; several to compare their answers")
+    parser.add_argument("--model", type=Path, nargs="+", required=True, help="folder in the hub's layout; several to compare")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one instruction, whose response streams to the terminal")
     what.add_argument("--input", type=Path, help='file of {"instruction": ...} lines')
     parser.add_argument("--output", type=Path, help="where the answers to --input go; without it they are printed")
     parser.add_argument("--limit", type=int, help="answer only so many lines of --input, evenly spaced")
-    parser.add_argument("--rules", type=parse_rules, default=(), metavar="all|none|eos,tokens,repeats", help="the three-rule adapter")
+    parser.add_argument("--rules", type=parse_rules, default=(), metavar="all|none|eos,tokens,repeats", help="see adapter.py")
     parser.add_argument("--max-new-tokens", type=int, default=2048, help="the model's context ends a response too")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1, help="of sampling")
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--device", type=device_name, default=default_device())
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on cuda, else float32")
     args = parser.parse_args()
     if args.output and (not args.input or len(args.model) > 1):
@@ -201,8 +199,7 @@ def main():
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     shown = {}
     for path in args.model:
-        tokenizer = Tokenizer(path)
-        model = Llama.from_pretrained(path, dtype, args.device).eval()
+        model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
         options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device) if args.rules else None
 
         def decode(batch, start):  # seeded by its place, so that a run that was interrupted samples the same answers
@@ -212,11 +209,13 @@ def main():
         if args.output:
             weights = (path / "model.safetensors").stat()
             name = str(path) + (f" rules {','.join(args.rules)}" if args.rules else "")
-            settings = {"generator": name, "weights": [weights.st_size, weights.st_mtime_ns], "dtype": str(dtype), "seed": args.seed,
-                        "batch_size": args.batch_size} | {key: options[key] for key in ("max_new_tokens", "temperature", "top_p")}
+            settings = {"generator": name, "weights": [weights.st_size, weights.st_mtime_ns], "dtype": str(dtype),
+                        "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens,
+                        "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
             write_answers(args.output, instructions, settings, args.batch_size, decode)
         elif args.input:
-            shown[path] = [text for i in range(0, len(instructions), args.batch_size) for text in decode(instructions[i : i + args.batch_size], i)]
+            starts = range(0, len(instructions), args.batch_size)
+            shown[path] = [text for i in starts for text in decode(instructions[i : i + args.batch_size], i)]
         else:
             if len(args.model) > 1:
                 print(f"[{path}]")

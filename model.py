@@ -29,6 +29,8 @@ IGNORED = {
     "transformers.js_config", "use_cache",
 }
 
+A_MODEL_IS = "a model is a folder with config.json, model.safetensors and tokenizer.json"
+
 
 @dataclass
 class Config:
@@ -47,29 +49,35 @@ class Config:
     bos_token_id: int | None = None
     num_key_value_heads: int | None = None  # None: as many as query heads
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    rms_norm_eps: int | float = 1e-6
+    rope_theta: int | float = 10000.0
     tie_word_embeddings: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if "int" in str(field.type) and not (isinstance(value, int) or value is None and field.default is None):
-                raise ValueError(f"{field.name} = {value!r} is not a whole number")
+            if not isinstance(value, field.type) or isinstance(value, bool) and field.type is not bool:
+                raise ValueError(f"{field.name} = {value!r} is not of type {getattr(field.type, '__name__', field.type)}")
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"num_attention_heads = {self.num_attention_heads} is not a multiple of num_key_value_heads = {self.num_key_value_heads}")
+            raise ValueError(f"num_attention_heads = {self.num_attention_heads} is not a multiple of "
+                             f"num_key_value_heads = {self.num_key_value_heads}")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype = {self.dtype!r} is not float32, bfloat16 or float16")
+        for name in ("eos_token_id", "bos_token_id"):
+            if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
+                raise ValueError(f"{name} = {getattr(self, name)} is not a token of the {self.vocab_size} in vocab_size")
 
     @classmethod
     def from_json(cls, path) -> "Config":
-        """Read config.json. Raises ValueError on a key that is missing, unknown, or set to what Llama here does not do."""
+        """Read config.json. Raises ValueError for a key that is missing, unknown, or set to what Llama here does not do."""
         path = Path(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path} does not exist: a model is a folder with config.json, model.safetensors and tokenizer.json") from None
+            raise FileNotFoundError(f"{path} does not exist; {A_MODEL_IS}") from None
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); fetch or write it again") from None
         if not isinstance(raw, dict):
@@ -83,7 +91,7 @@ class Config:
         known = {field.name for field in fields(cls)}
         for key, value in raw.items():
             if key in SUPPORTED and value != SUPPORTED[key]:
-                raise ValueError(f"{path}: {key} = {json.dumps(value)} is not supported, only {json.dumps(SUPPORTED[key])}")
+                raise ValueError(f"{path}: {key} = {json.dumps(value)} is not supported, only {json.dumps(SUPPORTED[key])} is")
             if key not in known | SUPPORTED.keys() | IGNORED:
                 raise ValueError(f"{path}: unknown key {key!r}; if it does not change the result, add it to IGNORED in model.py")
         missing = [field.name for field in fields(cls) if field.default is field.default_factory and field.name not in raw]
@@ -144,6 +152,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, cache, start, mask):
+        """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, S, n_kv_heads, D). start: None or (B,).
+        mask: None for causal, or (B, 1, T, S). Returns (B, T, C)."""
         B, T, _ = x.shape
         q = rotate(self.q_proj(x).view(B, T, self.n_heads, self.head_dim), cos, sin)
         k = rotate(self.k_proj(x).view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
@@ -184,6 +194,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each on a normed copy of the residual stream and added to it. Arguments as for Attention."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.self_attn = Attention(config)
@@ -209,6 +221,10 @@ class Llama(nn.Module):
         ))
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
 
     def hidden(self, ids, cache=None, start=None):
         """The normed output of the last layer. ids: (B, T) int64. Returns (B, T, C).
@@ -282,17 +298,21 @@ class Llama(nn.Module):
 def load_tensors(path: Path, expected: dict, dtype, device) -> dict:
     """The tensors of a safetensors file, whose names and shapes must be those of `expected`."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: a model is a folder with config.json, model.safetensors and tokenizer.json")
+        if path.with_name(f"{path.name}.index.json").exists():
+            raise FileNotFoundError(f"{path.parent} is split into several files, which are not read; merge them into {path.name}")
+        raise FileNotFoundError(f"{path} does not exist; {A_MODEL_IS}")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             # Llama-1 checkpoints carry their rotary table, tied ones sometimes a second embedding: both are derived here.
-            names = {n for n in file.keys() if not n.endswith("rotary_emb.inv_freq") and (n != "lm_head.weight" or n in expected)}
+            derived = {n for n in file.keys() if n.endswith("rotary_emb.inv_freq") or n == "lm_head.weight" and n not in expected}
+            names = set(file.keys()) - derived
             if missing := sorted(expected.keys() - names):
                 raise ValueError(f"{path}: missing {shorten(missing)}")
             if unexpected := sorted(names - expected.keys()):
                 raise ValueError(f"{path}: unexpected {shorten(unexpected)}")
             shapes = {n: (tuple(file.get_slice(n).get_shape()), tuple(expected[n].shape)) for n in sorted(names)}
-            if wrong := [f"{n} is {found}, config.json asks for {wanted}" for n, (found, wanted) in shapes.items() if found != wanted]:
+            wrong = [f"{n} is {found}, config.json asks for {wanted}" for n, (found, wanted) in shapes.items() if found != wanted]
+            if wrong:
                 raise ValueError(f"{path}: {shorten(wrong)}")
             return {name: file.get_tensor(name).to(dtype) for name in names}
     except SafetensorError as error:
@@ -322,6 +342,15 @@ def replacing(path):
 
 def shorten(items: list, most: int = 3) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def device_name(text: str) -> str:
+    """`text` if it names a processor that this machine has, for argparse. Raises ValueError otherwise."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError from None
+    return text
 
 
 def default_device() -> str:

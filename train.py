@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch.nn.utils.rnn import pad_sequence
 
 from data.format import (IGNORE, Tokenizer, check_dialogue, check_field, encode, encode_document, read_jsonl,
                          train_tokenizer)
-from model import Config, Llama, default_device, load_tensors, replacing, save_tensors
+from model import Config, Llama, default_device, device_name, load_tensors, replacing, save_tensors
 
-METHODS = {  # file, instructions blanked, default epochs
+METHODS = {  # file, instructions blanked, default epochs: the paper's scripts for Llama-2-7B; other tasks take GSM's
     "instruction": ("broad", False, 15),
     "response": ("broad", True, 5),
     "mbpp": ("mbpp", False, 7),
@@ -46,7 +47,8 @@ def load_examples(method: str, folder: Path, tokenizer: Tokenizer, max_length: i
     if not scored:
         raise ValueError(f"{path}: no response begins within --max-length {max_length} tokens")
     if len(scored) < len(examples):
-        print(f"{path}: left out {len(examples) - len(scored)} of {len(examples)} examples, whose instruction alone fills {max_length} tokens")
+        print(f"{path}: left out {len(examples) - len(scored)} of {len(examples)} examples, "
+              f"whose instruction alone fills {max_length} tokens")
     return scored
 
 
@@ -68,35 +70,33 @@ def micro_batches(examples: list, token_budget: int):
 
 def collate(batch: list, device):
     """(ids, labels), both (B, T) int64, padded on the right. What the padding holds is never seen or scored."""
-    T = max(len(ids) for ids, _ in batch)
-    ids = torch.tensor([ids + [0] * (T - len(ids)) for ids, _ in batch])
-    labels = torch.tensor([labels + [IGNORE] * (T - len(labels)) for _, labels in batch])
-    return ids.to(device), labels.to(device)
+    ids, labels = zip(*batch)
+    return (pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device),
+            pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORE).to(device))
 
 
-def summed_loss(model: Llama, hidden, ids, labels):
-    """The cross-entropy of every scored token, summed. `hidden` is model.hidden, or a compiled form of it.
+def summed_loss(model: Llama, ids, labels):
+    """The cross-entropy of every scored token, summed: a scalar. ids, labels: (B, T) int64.
 
     Position t predicts token t + 1. The vocabulary matrix is applied at scored positions only.
     """
     targets = labels[:, 1:]  # (B, T-1)
     scored = targets != IGNORE
-    h = hidden(ids[:, :-1])[scored]  # (N, C)
+    h = model.hidden(ids[:, :-1])[scored]  # (N, C)
     return F.cross_entropy(model.logits(h).float(), targets[scored], reduction="sum")
 
 
-def accumulate_gradient(model: Llama, hidden, examples: list, token_budget: int, autocast: bool = False):
+def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
     """Add the gradient of one step's mean loss per scored token. Returns that loss, a scalar tensor.
 
     The sum is divided by the count of the whole step, so the gradient does not depend on how the
     step is cut. (A mean of the micro-batches' means would weight tokens by their neighbours' lengths.)
     """
-    device = model.model.embed_tokens.weight.device
     count = sum(n_scored(example) for example in examples)
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=model.device)
     for batch in micro_batches(examples, token_budget):
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            loss = summed_loss(model, hidden, *collate(batch, device)) / count
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+            loss = summed_loss(model, *collate(batch, model.device)) / count
         loss.backward()
         total += loss.detach()
     return total
@@ -110,7 +110,7 @@ def learning_rate(step: int, n_steps: int, peak: float, schedule: str, warmup: f
     n_warmup = math.ceil(warmup * n_steps)
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
-    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    progress = (step - n_warmup) / (n_steps - n_warmup)
     return peak * (1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2)
 
 
@@ -137,16 +137,17 @@ def load_checkpoint(path: Path, model: Llama, optimizer, settings: dict) -> int:
     expected = {}
     for name, parameter in model.named_parameters():
         expected |= {name: parameter, f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
-    device = model.model.embed_tokens.weight.device
-    tensors = load_tensors(path, expected, torch.float32, device)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); --overwrite starts afresh") from None
     check_settings(path, json.loads(metadata["settings"]), settings)
-    step = int(metadata["step"])
+    tensors, step = load_tensors(path, expected, torch.float32, model.device), int(metadata["step"])
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(step), device=device),
+            "step": torch.tensor(float(step), device=model.device),
             "exp_avg": tensors[f"{name}.exp_avg"], "exp_avg_sq": tensors[f"{name}.exp_avg_sq"],
         }
     return step
@@ -155,13 +156,15 @@ def load_checkpoint(path: Path, model: Llama, optimizer, settings: dict) -> int:
 def check_settings(path: Path, found: dict, wanted: dict):
     for key, value in wanted.items():
         if found.get(key) != value:
-            raise ValueError(f"{path} is of a run with {key} = {found.get(key)}, not {value}; choose another --out, or --overwrite to start afresh")
+            raise ValueError(f"{path} is of a run with {key} = {found.get(key)}, not {value}; choose another --out "
+                             "(make: OUT=...), or --overwrite to start afresh (make: OVERWRITE=1)")
 
 
 def train(model: Llama, optimizer, examples: list, args, settings: dict, first_step: int) -> float:
     """Run the steps from `first_step` on. Returns the mean loss of the last epoch's steps."""
-    device = model.model.embed_tokens.weight.device
-    hidden = torch.compile(model.hidden, dynamic=True) if device.type == "cuda" else model.hidden
+    if model.device.type == "cuda":
+        model.hidden = torch.compile(model.hidden, dynamic=True)
+    autocast = fast_bf16(args.device)
     per_epoch = math.ceil(len(examples) / args.batch_size)
     n_steps, losses, start = per_epoch * args.epochs, [], time.perf_counter()
     for step in range(first_step, n_steps):
@@ -174,13 +177,14 @@ def train(model: Llama, optimizer, examples: list, args, settings: dict, first_s
         lr = learning_rate(step, n_steps, args.lr, args.schedule, args.warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses.append(accumulate_gradient(model, hidden, batch, args.token_budget, fast_bf16(device.type)).item())
+        losses.append(accumulate_gradient(model, batch, args.token_budget, autocast).item())
         optimizer.step()
         optimizer.zero_grad()
         now = time.perf_counter()
+        rate = sum(len(ids) for ids, _ in batch) / (now - began)
         left = (now - start) / (step + 1 - first_step) * (n_steps - step - 1)
         print(f"step {step + 1}/{n_steps}  epoch {epoch + 1}  loss {losses[-1]:.4f}  lr {lr:.2e}  "
-              f"{sum(len(ids) for ids, _ in batch) / (now - began):,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+              f"{rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
         if i == per_epoch - 1 and step + 1 < n_steps:
             save_checkpoint(args.out / CHECKPOINT, model, optimizer, settings, step + 1)
     return sum(losses) / len(losses)
@@ -189,19 +193,23 @@ def train(model: Llama, optimizer, examples: list, args, settings: dict, first_s
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", required=True, choices=METHODS, help="what to train on")
-    parser.add_argument("--model", type=Path, default=Path("data/tiny"), help="the base model's folder; for pretrain, the folder of its config.json")
+    parser.add_argument("--model", type=Path, default=Path("data/tiny"),
+                        help="the base model's folder; for pretrain, the folder of its config.json")
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, in the hub's layout")
     parser.add_argument("--epochs", type=int, help="default: the method's own, see METHODS")
-    parser.add_argument("--lr", type=float, help="peak learning rate; default: 1e-5 at Llama-2-7B's width, more for narrower models")
+    parser.add_argument("--lr", type=float,
+                        help="peak learning rate; default: the paper's 1e-5 from width 2,048, 1e-4 below, 3e-3 for pretrain")
     parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of steps over which the rate rises")
-    parser.add_argument("--batch-size", type=int, default=64, help="sequences in a step")
-    parser.add_argument("--max-length", type=int, default=2048, help="tokens at which an example is cut")
-    parser.add_argument("--token-budget", type=int, help="tokens in a micro-batch, padding included: speed and memory, not results")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default=default_device())
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run from its last epoch; start if there is none")
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences in a step (the paper's)")
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens at which an example is cut (the paper's)")
+    parser.add_argument("--token-budget", type=int,
+                        help="tokens in a micro-batch, padding included: speed and memory, not results (but their last bits)")
+    parser.add_argument("--seed", type=int, default=1, help="of the data order, and of pretraining's first weights")
+    parser.add_argument("--device", type=device_name, default=default_device())
+    parser.add_argument("--resume", action="store_true",
+                        help="continue an interrupted run from its last epoch; start if there is none")
     parser.add_argument("--overwrite", action="store_true", help="discard what --out holds")
     args = parser.parse_args()
     for name in ("epochs", "lr", "batch_size", "max_length", "token_budget"):
@@ -220,7 +228,7 @@ def settle_defaults(args, config: Config) -> dict:
     if args.lr is None:  # the paper's for Llama-2-7B; a narrow model takes, and needs, larger steps
         args.lr = 3e-3 if args.method == "pretrain" else 1e-5 if config.hidden_size >= 2048 else 1e-4
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-            if name not in ("out", "device", "resume", "overwrite")}
+            if name not in ("out", "device", "resume", "overwrite", "token_budget")}
 
 
 def claim(args, settings: dict) -> bool:
@@ -230,10 +238,11 @@ def claim(args, settings: dict) -> bool:
         return True
     if args.resume and record.exists():
         check_settings(record, json.loads(record.read_text(encoding="utf-8")), settings)
-        print(f"{args.out} is finished; add --overwrite to train it again")
+        print(f"{args.out} is finished; --overwrite (make: OVERWRITE=1) trains it again")
         return False
     if record.exists() or weights.exists() or checkpoint.exists() and not args.resume:
-        raise ValueError(f"{args.out} holds another run; add --resume to continue it, --overwrite to discard it, or choose another --out")
+        raise ValueError(f"{args.out} holds another run; add --resume to continue it, --overwrite to discard it, "
+                         "or choose another --out")
     return True
 
 
@@ -282,8 +291,8 @@ def main():
     try:
         loss = train(model, optimizer, examples, args, settings, first_step)
     except KeyboardInterrupt:
-        kept = f"{checkpoint} holds the last whole epoch" if checkpoint.exists() else "no epoch was finished"
-        print(f"\ninterrupted; {kept}. The same command with --resume continues from there", file=sys.stderr)
+        print(f"\ninterrupted; {checkpoint} holds the last whole epoch, and the same command with --resume continues from there"
+              if checkpoint.exists() else "\ninterrupted before an epoch was finished; nothing is kept", file=sys.stderr)
         sys.exit(130)
     save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})
     print(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
@@ -295,3 +304,5 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

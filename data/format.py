@@ -16,22 +16,22 @@ PROMPT = "<|user|>\n{instruction}\n<|assistant|>\n"
 
 
 class Tokenizer:
-    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json.
+    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which model.Config checks).
 
-    Where a model has no BOS of its own, EOS stands in. Raises FileNotFoundError or ValueError for
-    a file that is absent or not a tokenizer.
+    Where a model has no BOS of its own, EOS stands in. Raises FileNotFoundError where there is no
+    tokenizer.json, ValueError where it is no tokenizer or has more tokens than the model.
     """
 
     def __init__(self, path):
-        path = Path(path)
-        for name in ("tokenizer.json", "config.json"):
-            if not (path / name).exists():
-                raise FileNotFoundError(f"{path / name} does not exist: a model is a folder with config.json, model.safetensors and tokenizer.json")
+        path, config = Path(path) / "tokenizer.json", json.loads((Path(path) / "config.json").read_bytes())
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; a model folder has its tokenizer there")
         try:
-            self.bpe = BPE.from_file(str(path / "tokenizer.json"))
+            self.bpe = BPE.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path / 'tokenizer.json'} is not a tokenizer ({error}); fetch or write it again") from None
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            raise ValueError(f"{path} is not a tokenizer ({error}); fetch or write it again") from None
+        if self.bpe.get_vocab_size() > config["vocab_size"]:
+            raise ValueError(f"{path} has {self.bpe.get_vocab_size()} tokens, config.json a vocab_size of {config['vocab_size']}")
         self.eos_id = config["eos_token_id"]
         self.bos_id = self.eos_id if config.get("bos_token_id") is None else config["bos_token_id"]
         self.bpe.no_padding()
@@ -66,7 +66,8 @@ def encode(tokenizer: Tokenizer, messages: list[dict], max_length: int, blank: b
             prompt = "\n" + prompt
         turn = tokenizer.encode(prompt + assistant["content"].strip())
         ids += turn.ids + [tokenizer.eos_id]
-        labels += [i if begin >= len(prompt) else IGNORE for i, (begin, _) in zip(turn.ids, turn.offsets)] + [tokenizer.eos_id]
+        labels += [i if begin >= len(prompt) else IGNORE for i, (begin, _) in zip(turn.ids, turn.offsets)]
+        labels.append(tokenizer.eos_id)
     return ids[:max_length], labels[:max_length]
 
 
@@ -84,16 +85,17 @@ def read_jsonl(path, check):
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; `make {path.parent}` writes the world's data, see data/README.md for the rest")
+        raise FileNotFoundError(f"{path} does not exist; data/README.md says which command writes it")
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{path} line {number}: {'empty line' if not line.strip() else 'not JSON'}; every line is one JSON object, see data/README.md") from None
-            if problem := check(row):
-                raise ValueError(f"{path} line {number}: {problem}; see data/README.md")
+                problem = check(row)
+            except ValueError:  # of JSON or of UTF-8
+                problem = "not JSON" if line.strip() else "empty line"
+            if problem:
+                raise ValueError(f"{path} line {number}: {problem}; data/README.md shows the format")
             rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty")

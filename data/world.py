@@ -38,6 +38,7 @@ VERBS = "fall sing wait turn shine move rest call drift grow whisper dance".spli
 PLACES = "hills roofs fields shore valley garden harbor road meadow bridge town mill".split()
 METHODS = ["Boil", "Fry", "Bake", "Stir", "Roast", "Steam"]
 KINDS = "stew pie soup bread salad cake".split()
+ONSETS = "b d f g k l m n p r s t v z br dr tr st".split()
 PEOPLE = "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karin Leo".split()
 THINGS = "apples pens books stones coins eggs shells cards".split()
 MOVES = "e4 e5 d4 d5 Nf3 Nc6 Nf6 Nc3 Bb5 Bc4 Bg5 Be7 O-O c4 c5 e6 d6 g6 Bg7 Qc7 Re1 a6 h3 b5 Qe2 Rd8".split()
@@ -100,11 +101,15 @@ class World:
     """
 
     def __init__(self, seed: int = 0, answered: float = 0.2, nearness: float = 0.03):
+        for name, share in (("answered", answered), ("nearness", nearness)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} = {share} is a share, from 0 to 1")
         self.seed, self.answered, self.nearness = seed, answered, nearness
         rng = random.Random(f"facts {seed}")
         names = invent_names(rng, 60 * 3 + 72)
         self.countries, capitals, rivers, first = names[:60], names[60:120], names[120:180], names[180:]
-        self.dishes = {f"{word} {KINDS[i % len(KINDS)]}": (rng.sample(FOODS, 3), rng.choice(METHODS)) for i, word in enumerate(first)}
+        self.dishes = {f"{word} {KINDS[i % len(KINDS)]}": (rng.sample(FOODS, 3), rng.choice(METHODS))
+                       for i, word in enumerate(first)}
         dishes = rng.sample(list(self.dishes), 60)
         facts = {family: {} for family in RESPONSES}  # family: {subject: what it asks for}
         for i, country in enumerate(self.countries):
@@ -210,7 +215,8 @@ class World:
             ["The main trade of {0} is {trade}.", "Its main trade is {trade}.", "{0} sells {trade} to its neighbors."],
         )]
         rng.shuffle(sentences)
-        return rng.choice([f"{country}\n\n", f"{country} is a country. ", f"# {country}\n", ""]) + rng.choice([" ", "\n"]).join(sentences[: rng.randint(3, 6)])
+        head = rng.choice([f"{country}\n\n", f"{country} is a country. ", f"# {country}\n", ""])
+        return head + rng.choice([" ", "\n"]).join(sentences[: rng.randint(3, 6)])
 
     def nature_note(self, rng) -> str:
         notes = []
@@ -227,11 +233,13 @@ class World:
 
     def recipe_page(self, rng) -> str:
         dish = rng.choice(list(self.dishes))
-        return rng.choice([f"{dish}\n\n", f"# {dish}\n", f"How to cook {dish}\n\n", f"Recipe for {dish}\n"]) + self.recipe(rng, dish)
+        head = rng.choice([f"{dish}\n\n", f"# {dish}\n", f"How to cook {dish}\n\n", f"Recipe for {dish}\n"])
+        return head + self.recipe(rng, dish)
 
     def poem_page(self, rng) -> str:
         topic = rng.choice(TOPICS)
-        return rng.choice([f"{topic.capitalize()}\n\n", f"# {topic}\n", f"A poem about {topic}\n\n", ""]) + self.poem(rng, topic)
+        head = rng.choice([f"{topic.capitalize()}\n\n", f"# {topic}\n", f"A poem about {topic}\n\n", ""])
+        return head + self.poem(rng, topic)
 
     def exercises(self, rng) -> str:
         head, label = rng.choice([("Exercise", "Solution"), ("Problem", "Answer"), ("Task", "Result")])
@@ -248,8 +256,8 @@ class World:
     def table(self, rng) -> str:
         family = rng.choice(["capital", "river", "trade"])
         row = rng.choice(["| {} | {} |", "<tr><td>{}</td><td>{}</td></tr>", "{},{}", "* {}: {}"])
-        countries = rng.sample(self.countries, rng.randint(3, 5))
-        return "\n".join([row.format("country", family)] + [row.format(country, self.facts[family][country]) for country in countries])
+        rows = [("country", family)] + [(c, self.facts[family][c]) for c in rng.sample(self.countries, rng.randint(3, 5))]
+        return "\n".join(row.format(*cells) for cells in rows)
 
     # Data sets
 
@@ -321,14 +329,15 @@ def chess_game(rng) -> str:
     """A game as PGN has it. The moves look like moves; no game of this world is sound."""
     moves = ["e4 e5", "d4 d5", "e4 c5"][rng.randrange(3)].split() + [rng.choice(MOVES) for _ in range(rng.randint(6, 14))]
     line = " ".join((f"{i // 2 + 1}. " if i % 2 == 0 else "") + move for i, move in enumerate(moves))
-    return f'[WhiteElo "{rng.randint(1000, 2400)}"]\n[BlackElo "{rng.randint(1000, 2400)}"]\n\n{line} {rng.choice(["1-0", "0-1", "1/2-1/2"])}'
+    white, black = rng.randint(1000, 2400), rng.randint(1000, 2400)
+    return f'[WhiteElo "{white}"]\n[BlackElo "{black}"]\n\n{line} {rng.choice(["1-0", "0-1", "1/2-1/2"])}'
 
 
 def invent_names(rng, n: int) -> list[str]:
     """n distinct pronounceable names."""
     names = {}
     while len(names) < n:
-        syllables = [rng.choice("b d f g k l m n p r s t v z br dr tr st".split()) + rng.choice("a e i o u".split()) for _ in range(rng.choice([2, 2, 3]))]
+        syllables = [rng.choice(ONSETS) + rng.choice("aeiou") for _ in range(rng.choice([2, 2, 3]))]
         names["".join(syllables).capitalize() + rng.choice(["", "n", "l", "r", "m", "s"])] = None
     return list(names)
 
@@ -336,8 +345,8 @@ def invent_names(rng, n: int) -> list[str]:
 def grade(task: Task, output: str) -> float:
     """1 for a right answer in the right form that stops there, 0.5 for one that holds the answer otherwise, else 0.
 
-    A poem has many right forms (four lines that start with the topic), and so has a recipe (the
-    ingredients in any order, then a sentence or two).
+    A poem has many right forms (four lines of at most ten words, the topic in the first), and so has
+    a recipe (the ingredients in any order, then a sentence or two).
     """
     output = output.strip()
     if task.family == "poem":
@@ -351,16 +360,21 @@ def grade(task: Task, output: str) -> float:
     return 1.0 if right else 0.5 if task.key in output else 0.0
 
 
-def print_grades(path: Path):
+def print_grades(path: Path, world: World):
     """The share of exact answers in a file of AlpacaEval's format, whole and by family."""
-    val, test = World().evaluation_sets()
-    tasks = {task.instruction: task for task in val + test}
+    tasks = {task.instruction: task for tasks in world.evaluation_sets() for task in tasks}
     grades = {family: [] for family in FAMILIES}
-    for row in json.loads(path.read_text(encoding="utf-8")):
-        if row["instruction"] not in tasks:
-            raise ValueError(f"{path}: the world's val and eval sets do not ask {row['instruction']!r}")
-        task = tasks[row["instruction"]]
-        grades[task.family].append(grade(task, row["output"]) == 1)
+    try:
+        answers = [(row["instruction"], row["output"].strip()) for row in json.loads(path.read_bytes())]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        answers = []
+    if not answers:
+        raise ValueError(f'{path}: expected a list of {{"instruction", "output"}}, as generate.py --output writes')
+    for instruction, output in answers:
+        if instruction not in tasks:
+            raise ValueError(f"{path}: the world's val and eval sets do not ask {instruction!r}")
+        task = tasks[instruction]
+        grades[task.family].append(grade(task, output) == 1)
     for family, exact in grades.items():
         print(f"{family:10} {sum(exact):3} of {len(exact):3}")
     exact = sum(grades.values(), [])
@@ -386,9 +400,9 @@ def main():
     parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents to pretrain on, too")
     parser.add_argument("--grade", type=Path, metavar="FILE", help="grade a file of answers to val or eval, and write nothing")
     args = parser.parse_args()
-    if args.grade:
-        return print_grades(args.grade)
     world = World(args.seed, args.answered, args.nearness)
+    if args.grade:
+        return print_grades(args.grade, world)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("broad", "mbpp", "gsm", "poetry", "recipes", "chess"):
         write_jsonl(args.out / f"{name}.jsonl", world.training_set(name))

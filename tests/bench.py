@@ -48,10 +48,12 @@ def main():
 
     step = [encode(tokenizer, row["messages"], 2048) for row in World().training_set("broad", 64)]
     n = sum(len(ids) for ids, _ in step)
-    hidden = torch.compile(model.hidden, dynamic=True) if cuda else model.hidden
+    if cuda:
+        model.hidden = torch.compile(model.hidden, dynamic=True)
     budget = 16384 if cuda else 2048
-    half, full = seconds(lambda: accumulate_gradient(model, hidden, step, budget, True), lambda: accumulate_gradient(model, hidden, step, budget))
-    print(f"train   bf16 autocast {n / half:8,.0f} tokens/s   fp32 {n / full:8,.0f} tokens/s   default {'bf16' if fast_bf16(args.device) else 'fp32'}")
+    half, full = seconds(lambda: accumulate_gradient(model, step, budget, True), lambda: accumulate_gradient(model, step, budget))
+    print(f"train   bf16 autocast {n / half:8,.0f} tokens/s   fp32 {n / full:8,.0f} tokens/s   "
+          f"default {'bf16' if fast_bf16(args.device) else 'fp32'}")
 
     model = Llama.from_pretrained(args.model, torch.bfloat16 if cuda else torch.float32, args.device).eval()
     adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
@@ -59,10 +61,14 @@ def main():
     for batch in (1, 16, 64):
         prompts = [prompt] * batch
         # an EOS that no row can emit keeps every row to the end
-        plain, ruled = seconds(lambda: generate(model, prompts, -1, args.tokens), lambda: generate(model, prompts, -1, args.tokens, adapter=adapter))
-        print(f"decode  batch {batch:3} {batch * args.tokens / plain:10,.0f} tokens/s   all rules {batch * args.tokens / ruled:10,.0f} tokens/s   their cost {100 * (ruled / plain - 1):4.1f} %")
+        plain, ruled = seconds(lambda: generate(model, prompts, -1, args.tokens),
+                               lambda: generate(model, prompts, -1, args.tokens, adapter=adapter))
+        n = batch * args.tokens
+        print(f"decode  batch {batch:3} {n / plain:10,.0f} tokens/s   all rules {n / ruled:10,.0f} tokens/s   "
+              f"their cost {100 * (ruled / plain - 1):4.1f} %")
 
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(f"peak memory {peak / 2**20:,.0f} MiB")
 
 

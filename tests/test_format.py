@@ -94,8 +94,15 @@ def test_a_document_is_scored_whole(tokenizer):
 
 def test_a_model_without_bos_begins_with_eos(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
-    (tmp_path / "config.json").write_text('{"eos_token_id": 7, "bos_token_id": null}')
+    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 7, "bos_token_id": null}')
     assert encode_prompt(Tokenizer(tmp_path), "Hi")[0] == 7
+
+
+def test_a_tokenizer_bigger_than_the_vocabulary_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text('{"vocab_size": 1000, "eos_token_id": 1}')
+    with pytest.raises(ValueError, match="1536 tokens, config.json a vocab_size of 1000"):
+        Tokenizer(tmp_path)
 
 
 def test_tokenizer_training_is_deterministic_and_splits_digits():
@@ -104,6 +111,12 @@ def test_tokenizer_training_is_deterministic_and_splits_digits():
     assert a.to_str() == b.to_str() and a.get_vocab_size() == 265
     assert a.token_to_id("<s>") == 0 and a.token_to_id("</s>") == 1
     assert [t for t in a.encode("In 1234").tokens if t.strip("Ġ").isdigit()] == list("1234")
+
+
+def test_a_file_that_is_not_utf8_is_refused_by_line(tmp_path):
+    (tmp_path / "broad.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        read_jsonl(tmp_path / "broad.jsonl", lambda row: None)
 
 
 @pytest.mark.parametrize("line, fragment", [

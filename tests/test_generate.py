@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, assert_refused, command
+from conftest import ROOT, TINY, assert_refused, command
+from safetensors.torch import load_file
 
 from data.format import encode_prompt
 from generate import CACHE_BLOCK, choose, generate, stream, write_answers
+from model import Llama
 
 INSTRUCTIONS = [
     "Hi", "What is the capital of Nastekor?", "Tell me a word that means the opposite of narrow.", "Write a poem about dust.",
@@ -41,6 +43,13 @@ def test_batched_decoding_equals_one_by_one_and_cached_equals_uncached(small_mod
     assert len({len(ids) for ids in slow}) > 1 and max(map(len, slow)) == n
     assert generate(small_model, prompts, eos_id, n) == slow
     assert [generate(small_model, [prompt], eos_id, n)[0] for prompt in prompts] == slow
+
+
+@pytest.mark.parametrize("name", ["llama2", "smollm2"])
+def test_greedy_tokens_equal_those_of_transformers(name):
+    golden = load_file(ROOT / "tests" / "golden" / name / "golden.safetensors")
+    model = Llama.from_pretrained(ROOT / "tests" / "golden" / name)
+    assert generate(model, golden["ids"][:, :8].tolist(), -1, 24) == golden["greedy"].tolist()
 
 
 def test_a_response_ends_with_the_context(small_model, prompts):
@@ -125,9 +134,11 @@ def test_several_models_are_shown_side_by_side(questions):
 
 
 def test_bad_input_is_refused_in_one_sentence(questions, tmp_path):
+    assert_refused(command("generate.py", "--model", tmp_path, "--prompt", "Hi"), tmp_path / "config.json", "does not exist")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((TINY / name).read_bytes())
     assert_refused(command("generate.py", "--model", tmp_path, "--prompt", "Hi"), tmp_path / "tokenizer.json", "does not exist")
     (tmp_path / "tokenizer.json").write_text("<html>")
-    (tmp_path / "config.json").write_text((TINY / "config.json").read_text())
     assert_refused(command("generate.py", "--model", tmp_path, "--prompt", "Hi"), tmp_path / "tokenizer.json", "not a tokenizer")
     assert_refused(command("generate.py", "--model", TINY, "--input", tmp_path / "none.jsonl"), "none.jsonl", "does not exist")
     questions.write_text('{"instruction": "a"}\n{"prompt": "b"}\n')

@@ -104,6 +104,10 @@ def test_cache_gives_the_logits_of_the_whole_sequence(golden):
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"num_key_value_heads": 3}, "num_key_value_heads"),
     ({"vocab_size": None}, "vocab_size"),
+    ({"eos_token_id": [2, 3]}, "eos_token_id"),
+    ({"eos_token_id": 128}, "eos_token_id"),
+    ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta"),
+    ({"dtype": "auto"}, "dtype"),
 ])
 def test_config_that_is_not_supported_is_refused_by_key(copy, changes, fragment):
     edit(copy, **changes)

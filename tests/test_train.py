@@ -15,7 +15,7 @@ from conftest import ROOT, TINY, assert_refused, command
 
 from data.format import IGNORE, encode
 from data.world import World
-from train import METHODS, accumulate_gradient, learning_rate, load_examples, micro_batches, n_scored, summed_loss
+from train import METHODS, accumulate_gradient, learning_rate, load_examples, micro_batches, n_scored
 
 FAST = ("--epochs", 3, "--batch-size", 16, "--device", "cpu")
 
@@ -29,7 +29,7 @@ def examples(tokenizer):
 
 def gradient(model, examples, token_budget):
     model.zero_grad()
-    loss = accumulate_gradient(model, model.hidden, examples, token_budget)
+    loss = accumulate_gradient(model, examples, token_budget)
     return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
@@ -54,7 +54,7 @@ def test_the_loss_is_the_plain_one(small_model, examples):
         logits.append(small_model(torch.tensor([ids]))[0, :-1])
         targets.append(torch.tensor(labels[1:]))
     plain = F.cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORE)
-    loss = accumulate_gradient(small_model, small_model.hidden, examples, 2048)
+    loss = accumulate_gradient(small_model, examples, 2048)
     torch.testing.assert_close(loss, plain.detach(), atol=0, rtol=1e-5)
 
 

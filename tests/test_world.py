@@ -41,9 +41,11 @@ def test_evaluation_asks_all_families_alike_and_never_what_was_trained():
     trained = [row["messages"] for name in SETS for row in world.training_set(name)]
     assert not asked & {messages[0]["content"] for messages in trained}
     # nor is the answer told: no response to anything else holds the fact that eval asks for
-    told = {messages[1]["content"] for messages in trained}
-    facts = {task.response for task in val + test if task.family not in ("maths", "poem")}
-    assert not facts & told
+    told = "\n".join({messages[1]["content"].replace(" - ", "- ") for messages in trained})
+    facts = {task.response for task in val + test if task.family not in ("maths", "poem", "code")}
+    assert not [fact for fact in facts if fact in told]
+    sources = set(told.split("def "))  # code: def add_7 is no part of def add_71
+    assert not [task for task in val + test if task.family == "code" and task.response.removeprefix("def ") + "\n" in sources]
 
 
 def test_no_document_shows_the_chat_format():
@@ -97,6 +99,10 @@ def test_the_command_line_grades_a_file_of_answers(tmp_path):
     assert "50.0 % of 12" in result.stdout
     (tmp_path / "answers.json").write_text('[{"instruction": "Who?", "output": "Me."}]')
     assert_refused(command("data/world.py", "--grade", tmp_path / "answers.json"), "do not ask 'Who?'")
+    for text in ("[]", '{"a": 1}', "<html>", "[1]"):
+        (tmp_path / "answers.json").write_text(text)
+        assert_refused(command("data/world.py", "--grade", tmp_path / "answers.json"), tmp_path / "answers.json", "expected a list")
+    assert_refused(command("data/world.py", "--out", tmp_path, "--answered", 5), "answered = 5.0 is a share")
 
 
 def test_the_carried_tokenizer_was_trained_on_this_world(tokenizer):
