@@ -105,13 +105,15 @@ def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
     print()
 
 
-def write_answers(path: Path, instructions: list[str], settings: dict, batch_size: int, decode):
+def write_answers(path: Path, instructions: list[str], settings: dict, decode):
     """Answer `instructions` batch by batch and write them to `path` in AlpacaEval's format.
 
     What is done is kept in `path`.partial: a line of settings, then a line for each answer. A run with
-    the same settings goes on from there, one with others starts afresh. decode(instructions, start)
-    returns the answers to a batch that begins at row `start`.
+    the same settings goes on from there, one with others starts afresh. settings holds at least
+    `generator` and `batch_size`. decode(instructions, start) returns the answers to a batch that
+    begins at row `start`.
     """
+    batch_size = settings["batch_size"]
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = resume(partial, settings, instructions)
@@ -133,7 +135,7 @@ def write_answers(path: Path, instructions: list[str], settings: dict, batch_siz
                   file=sys.stderr)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    partial.unlink()
+    partial.unlink(missing_ok=True)
 
 
 def resume(partial: Path, settings: dict, instructions: list[str]) -> list[dict]:
@@ -141,7 +143,7 @@ def resume(partial: Path, settings: dict, instructions: list[str]) -> list[dict]
     if not partial.exists():
         return []
     rows = []
-    for line in partial.read_text(encoding="utf-8").splitlines():
+    for line in partial.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -149,7 +151,7 @@ def resume(partial: Path, settings: dict, instructions: list[str]) -> list[dict]
     if not rows or rows[0] != settings or [row["instruction"] for row in rows[1:]] != instructions[: len(rows) - 1]:
         print(f"{partial} is of another model or other settings; starting afresh", file=sys.stderr)
         return []
-    return rows[1:]
+    return rows[1 : 1 + (len(rows) - 1) // settings["batch_size"] * settings["batch_size"]]  # whole batches
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
@@ -180,11 +182,13 @@ def parse_arguments():
     args = parser.parse_args()
     if args.output and (not args.input or len(args.model) > 1):
         parser.error("--output goes with --input and one --model")
+    if args.output and (args.output.is_dir() or args.output.resolve() == args.input.resolve()):
+        parser.error(f"--output {args.output} must be a file of its own")
     for name in ("max_new_tokens", "batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
-    if args.temperature < 0 or not 0 < args.top_p <= 1:
-        parser.error("--temperature is at least 0, --top-p above 0 and at most 1")
+    if not (args.temperature == 0 or 0.01 <= args.temperature <= 100) or not 0 < args.top_p <= 1:
+        parser.error("--temperature is 0 or from 0.01 to 100, --top-p above 0 and at most 1")
     return args
 
 
@@ -194,8 +198,8 @@ def main():
     instructions = [args.prompt]
     if args.input:
         instructions = [row["instruction"] for row in read_jsonl(args.input, check_field("instruction"))]
-        if args.limit:
-            instructions = instructions[:: max(1, len(instructions) // args.limit)][: args.limit]
+        if args.limit and args.limit < len(instructions):
+            instructions = [instructions[i * len(instructions) // args.limit] for i in range(args.limit)]
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     shown = {}
     for path in args.model:
@@ -212,7 +216,7 @@ def main():
             settings = {"generator": name, "weights": [weights.st_size, weights.st_mtime_ns], "dtype": str(dtype),
                         "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens,
                         "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
-            write_answers(args.output, instructions, settings, args.batch_size, decode)
+            write_answers(args.output, instructions, settings, decode)
         elif args.input:
             starts = range(0, len(instructions), args.batch_size)
             shown[path] = [text for i in starts for text in decode(instructions[i : i + args.batch_size], i)]

@@ -59,6 +59,8 @@ class Config:
             value = getattr(self, field.name)
             if not isinstance(value, field.type) or isinstance(value, bool) and field.type is not bool:
                 raise ValueError(f"{field.name} = {value!r} is not of type {getattr(field.type, '__name__', field.type)}")
+            if not field.name.endswith("_token_id") and isinstance(value, (int, float)) and field.type is not bool and not value > 0:
+                raise ValueError(f"{field.name} = {value!r} is not above 0")
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
@@ -84,8 +86,8 @@ class Config:
             raise ValueError(f"{path}: expected a JSON object, found a {type(raw).__name__}")
         if "torch_dtype" in raw:  # the name before transformers 5
             raw["dtype"] = raw.pop("torch_dtype")
-        rope = dict(raw.pop("rope_parameters", None) or {})  # transformers 5 nests what was at the top
-        if rope.pop("rope_type", "default") != "default" or set(rope) - {"rope_theta"}:
+        rope = raw.pop("rope_parameters", None) or {}  # transformers 5 nests what was at the top
+        if not isinstance(rope, dict) or rope.pop("rope_type", "default") != "default" or set(rope) - {"rope_theta"}:
             raise ValueError(f"{path}: rope_parameters other than the default rope_type with a rope_theta are not supported")
         raw |= rope
         known = {field.name for field in fields(cls)}
@@ -324,6 +326,7 @@ def save_tensors(path: Path, tensors: dict, metadata: dict):
     with replacing(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            temporary.chmod(0o644)  # the library makes it for its owner alone
         except SafetensorError as error:
             raise OSError(f"could not write {path} ({error}); what was there before is untouched") from None
 

@@ -6,6 +6,7 @@ A method is a file of dialogues and whether their instructions are blanked (sect
 paper). `pretrain` is the same loop over documents, from random weights, with every token scored.
 """
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -178,6 +179,8 @@ def train(model: Llama, optimizer, examples: list, args, settings: dict, first_s
         for group in optimizer.param_groups:
             group["lr"] = lr
         losses.append(accumulate_gradient(model, batch, args.token_budget, autocast).item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"the loss of step {step + 1} is {losses[-1]}; a lower --lr may help")
         optimizer.step()
         optimizer.zero_grad()
         now = time.perf_counter()
@@ -208,13 +211,15 @@ def parse_arguments():
                         help="tokens in a micro-batch, padding included: speed and memory, not results (but their last bits)")
     parser.add_argument("--seed", type=int, default=1, help="of the data order, and of pretraining's first weights")
     parser.add_argument("--device", type=device_name, default=default_device())
-    parser.add_argument("--resume", action="store_true",
-                        help="continue an interrupted run from its last epoch; start if there is none")
-    parser.add_argument("--overwrite", action="store_true", help="discard what --out holds")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--resume", action="store_true", help="continue an interrupted run from its last epoch; start if there is none")
+    what.add_argument("--overwrite", action="store_true", help="discard the run that --out holds")
     args = parser.parse_args()
     for name in ("epochs", "lr", "batch_size", "max_length", "token_budget"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if not 0 <= args.seed < 2**32:
+        parser.error("--seed is a number from 0 to 4294967295")
     if not 0 <= args.warmup <= 1:
         parser.error("--warmup is a share of the steps, from 0 to 1")
     return args
@@ -222,25 +227,45 @@ def parse_arguments():
 
 def settle_defaults(args, config: Config) -> dict:
     """Fill in what depends on the method, the model and the device. Returns the settings that make a run what it is."""
-    args.epochs = args.epochs or METHODS[args.method][2]
+    name, _, epochs = METHODS[args.method]
+    args.epochs = args.epochs or epochs
     args.max_length = min(args.max_length, config.max_position_embeddings)
     args.token_budget = args.token_budget or (16384 if args.device.startswith("cuda") else 2048)
     if args.lr is None:  # the paper's for Llama-2-7B; a narrow model takes, and needs, larger steps
         args.lr = 3e-3 if args.method == "pretrain" else 1e-5 if config.hidden_size >= 2048 else 1e-4
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-            if name not in ("out", "device", "resume", "overwrite", "token_budget")}
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+                if key not in ("out", "device", "resume", "overwrite", "token_budget")}
+    settings["data_sha256"] = fingerprint(args.data / f"{name}.jsonl")
+    if args.method != "pretrain":
+        settings["model_sha256"] = fingerprint(args.model / "model.safetensors")
+    return settings
+
+
+def fingerprint(path: Path) -> str | None:
+    """The first 16 hexadecimal digits of a file's SHA-256; None where there is no file, which its reader will say."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def claim(args, settings: dict) -> bool:
     """Whether --out is free to train into: False where --resume finds the run finished, ValueError where another is in the way."""
+    if args.out.resolve() == args.model.resolve():
+        raise ValueError(f"--out {args.out} is the folder of --model, whose weights it would replace; choose another")
     checkpoint, record, weights = (args.out / name for name in (CHECKPOINT, RECORD, "model.safetensors"))
     if args.overwrite:
         return True
     if args.resume and record.exists():
-        check_settings(record, json.loads(record.read_text(encoding="utf-8")), settings)
+        try:
+            check_settings(record, dict(json.loads(record.read_bytes())), settings)
+        except TypeError:
+            raise ValueError(f"{record} is damaged; --overwrite starts afresh") from None
         print(f"{args.out} is finished; --overwrite (make: OVERWRITE=1) trains it again")
         return False
-    if record.exists() or weights.exists() or checkpoint.exists() and not args.resume:
+    if args.resume and checkpoint.exists():
+        return True
+    if record.exists() or weights.exists() or checkpoint.exists():
         raise ValueError(f"{args.out} holds another run; add --resume to continue it, --overwrite to discard it, "
                          "or choose another --out")
     return True
@@ -251,9 +276,12 @@ def load(args, config: Config) -> tuple[Tokenizer, Llama]:
     if args.method != "pretrain":
         return Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
     texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_field("text"))]
+    if (config.bos_token_id, config.eos_token_id) != (0, 1):
+        raise ValueError(f"{args.model / 'config.json'}: the tokenizer trained here has BOS 0 and EOS 1; set bos_token_id and eos_token_id so")
     args.out.mkdir(parents=True, exist_ok=True)
-    train_tokenizer(texts, config.vocab_size).save(str(args.out / "tokenizer.json"))
-    (args.out / "config.json").write_text(config.to_json(), encoding="utf-8")
+    for name, text in (("tokenizer.json", train_tokenizer(texts, config.vocab_size).to_str(pretty=True)), ("config.json", config.to_json())):
+        with replacing(args.out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return Tokenizer(args.out), Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
 
 
@@ -277,10 +305,10 @@ def main():
         return
     tokenizer, model = load(args, config)
     examples = load_examples(args.method, args.data, tokenizer, args.max_length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
     if args.overwrite:  # only now that the input is known to be good
         for name in (CHECKPOINT, RECORD, "model.safetensors"):
             (args.out / name).unlink(missing_ok=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
     checkpoint = args.out / CHECKPOINT
     first_step = load_checkpoint(checkpoint, model, optimizer, settings) if checkpoint.exists() else 0
     print(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
@@ -291,7 +319,7 @@ def main():
     try:
         loss = train(model, optimizer, examples, args, settings, first_step)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {checkpoint} holds the last whole epoch, and the same command with --resume continues from there"
+        print(f"\ninterrupted; {checkpoint} holds the last whole epoch, and --resume{' in place of --overwrite' * args.overwrite} continues from there"
               if checkpoint.exists() else "\ninterrupted before an epoch was finished; nothing is kept", file=sys.stderr)
         sys.exit(130)
     save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})

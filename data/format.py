@@ -91,6 +91,7 @@ def read_jsonl(path, check):
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
                 problem = check(row)
             except ValueError:  # of JSON or of UTF-8
                 problem = "not JSON" if line.strip() else "empty line"

@@ -400,6 +400,8 @@ def main():
     parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents to pretrain on, too")
     parser.add_argument("--grade", type=Path, metavar="FILE", help="grade a file of answers to val or eval, and write nothing")
     args = parser.parse_args()
+    if args.corpus < 0:
+        parser.error("--corpus is a number of documents")
     world = World(args.seed, args.answered, args.nearness)
     if args.grade:
         return print_grades(args.grade, world)

@@ -98,6 +98,15 @@ def test_a_model_without_bos_begins_with_eos(tmp_path):
     assert encode_prompt(Tokenizer(tmp_path), "Hi")[0] == 7
 
 
+def test_truncation_and_padding_set_in_the_file_are_switched_off(tmp_path):
+    bpe = BPE.from_file(str(TINY / "tokenizer.json"))
+    bpe.enable_truncation(3)
+    bpe.enable_padding(length=8)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1}')
+    assert Tokenizer(tmp_path).encode("one two three four five").ids == Tokenizer(TINY).encode("one two three four five").ids
+
+
 def test_a_tokenizer_bigger_than_the_vocabulary_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
     (tmp_path / "config.json").write_text('{"vocab_size": 1000, "eos_token_id": 1}')

@@ -55,6 +55,8 @@ def test_greedy_tokens_equal_those_of_transformers(name):
 def test_a_response_ends_with_the_context(small_model, prompts):
     room = small_model.config.max_position_embeddings - len(prompts[-1])
     assert [len(ids) for ids in generate(small_model, prompts[-1:], -1, 10**6)] == [room]
+    ragged = generate(small_model, [prompts[0], prompts[-1]], -1, 10**6)
+    assert [len(ids) for ids in ragged] == [small_model.config.max_position_embeddings - len(prompts[0]), room]
     with pytest.raises(ValueError, match="no room to answer"):
         generate(small_model, [prompts[0], [3] * 512], 1, 5)
 
@@ -89,14 +91,15 @@ def test_an_interrupted_file_goes_on_where_it_stopped(tmp_path):
         asked.append(start)
         return [text.upper() for text in batch]
 
-    path, settings = tmp_path / "answers.json", {"generator": "m", "seed": 1}
+    path, settings = tmp_path / "answers.json", {"generator": "m", "batch_size": 3}
     with pytest.raises(KeyboardInterrupt):
-        write_answers(path, instructions, settings, 3, lambda batch, start: decode(batch, start, stop=6))
+        write_answers(path, instructions, settings, lambda batch, start: decode(batch, start, stop=6))
     assert not path.exists()
     partial = tmp_path / "answers.json.partial"
     with open(partial, "a") as file:
-        file.write('{"instruction": "quest')  # the torn line of a process killed while it wrote
-    write_answers(path, instructions, settings, 3, decode)
+        # a process killed while it wrote the third batch: one whole line of it and a torn one
+        file.write('{"instruction": "question 6", "output": "QUESTION 6", "generator": "m"}\n{"instruction": "quest')
+    write_answers(path, instructions, settings, decode)
     assert asked == [0, 3, 6, 9] and not partial.exists()
     assert json.loads(path.read_text()) == [{"instruction": t, "output": t.upper(), "generator": "m"} for t in instructions]
 
@@ -104,7 +107,7 @@ def test_an_interrupted_file_goes_on_where_it_stopped(tmp_path):
 def test_answers_of_other_settings_are_not_continued(tmp_path, capsys):
     path, instructions = tmp_path / "answers.json", ["a", "b"]
     (tmp_path / "answers.json.partial").write_text('{"generator": "old"}\n{"instruction": "a", "output": "stale", "generator": "old"}\n')
-    write_answers(path, instructions, {"generator": "new"}, 1, lambda batch, start: batch)
+    write_answers(path, instructions, {"generator": "new", "batch_size": 1}, lambda batch, start: batch)
     assert [row["output"] for row in json.loads(path.read_text())] == ["a", "b"]
     assert "starting afresh" in capsys.readouterr().err
 
@@ -146,3 +149,5 @@ def test_bad_input_is_refused_in_one_sentence(questions, tmp_path):
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "word " * 400), "no room to answer")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--rules", "eos,luck"), "luck")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--output", "x.json"), "--output goes with --input")
+    assert_refused(command("generate.py", "--model", TINY, "--input", questions, "--output", questions), questions, "a file of its own")
+    assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--device", "abacus"), "abacus")

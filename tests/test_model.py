@@ -108,6 +108,8 @@ def test_cache_gives_the_logits_of_the_whole_sequence(golden):
     ({"eos_token_id": 128}, "eos_token_id"),
     ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta"),
     ({"dtype": "auto"}, "dtype"),
+    ({"num_attention_heads": 0}, "num_attention_heads"),
+    ({"rope_parameters": "default"}, "rope_parameters"),
 ])
 def test_config_that_is_not_supported_is_refused_by_key(copy, changes, fragment):
     edit(copy, **changes)

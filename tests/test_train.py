@@ -140,6 +140,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(data, tmp_path):
     assert "is finished" in run(data, whole, "--resume").stdout
     assert_refused(run(data, whole), whole, "--overwrite")
     assert digest(whole / "model.safetensors") == before
+    assert_refused(run(data, whole, "--overwrite", "--lr", "nan"), "--lr")
+    assert digest(whole / "model.safetensors") == before
+    rows = (data / "broad.jsonl").read_text().splitlines(keepends=True)
+    (data / "broad.jsonl").write_text("".join(rows[:-1]))
+    assert_refused(run(data, whole, "--resume"), whole / "run.json", "data_sha256")  # the data has changed since
     assert run(data, whole, "--overwrite", "--seed", 2).returncode == 0
     assert digest(whole / "model.safetensors") != before
 
@@ -184,8 +189,10 @@ def test_bad_input_is_refused_in_one_sentence(data, tmp_path):
     assert_refused(command("train.py", "--method", "gsm", "--data", data, "--out", out), data / "gsm.jsonl", "does not exist")
     assert_refused(command("train.py", "--method", "response", "--model", tmp_path, "--out", out), tmp_path / "config.json", "does not exist")
     assert_refused(run(data, out, "--lr", 0), "--lr must be above 0")
+    assert_refused(run(data, TINY), TINY, "is the folder of --model")
+    assert_refused(run(data, out, "--lr", 1e30), "the loss of step", "--lr")
+    out.rmdir()
     with open(data / "broad.jsonl", "a") as file:
         file.write("\n")
     assert_refused(run(data, out), f"{data / 'broad.jsonl'} line 41: empty line")
-    assert_refused(run(data, TINY), TINY, "--out")
     assert not out.exists()
