@@ -155,6 +155,7 @@ def load_checkpoint(path: Path, model: Llama, optimizer, settings: dict) -> int:
 
 
 def check_settings(path: Path, found: dict, wanted: dict):
+    """Raise ValueError, naming the first difference, where the run that `path` is of is not the one asked for."""
     for key, value in wanted.items():
         if found.get(key) != value:
             raise ValueError(f"{path} is of a run with {key} = {found.get(key)}, not {value}; choose another --out "
@@ -250,7 +251,7 @@ def fingerprint(path: Path) -> str | None:
 
 
 def claim(args, settings: dict) -> bool:
-    """Whether --out is free to train into: False where --resume finds the run finished, ValueError where another is in the way."""
+    """Whether --out is free to train into: False where --resume finds the run finished. ValueError where another is there."""
     if args.out.resolve() == args.model.resolve():
         raise ValueError(f"--out {args.out} is the folder of --model, whose weights it would replace; choose another")
     checkpoint, record, weights = (args.out / name for name in (CHECKPOINT, RECORD, "model.safetensors"))
@@ -277,9 +278,10 @@ def load(args, config: Config) -> tuple[Tokenizer, Llama]:
         return Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
     texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_field("text"))]
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
-        raise ValueError(f"{args.model / 'config.json'}: the tokenizer trained here has BOS 0 and EOS 1; set bos_token_id and eos_token_id so")
+        raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, as the tokenizer trained here has them")
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("tokenizer.json", train_tokenizer(texts, config.vocab_size).to_str(pretty=True)), ("config.json", config.to_json())):
+    bpe = train_tokenizer(texts, config.vocab_size)
+    for name, text in (("tokenizer.json", bpe.to_str(pretty=True)), ("config.json", config.to_json())):
         with replacing(args.out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Tokenizer(args.out), Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
@@ -319,8 +321,10 @@ def main():
     try:
         loss = train(model, optimizer, examples, args, settings, first_step)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {checkpoint} holds the last whole epoch, and --resume{' in place of --overwrite' * args.overwrite} continues from there"
-              if checkpoint.exists() else "\ninterrupted before an epoch was finished; nothing is kept", file=sys.stderr)
+        kept = "no epoch was finished, so nothing is kept"
+        if checkpoint.exists():
+            kept = f"{checkpoint} holds the last whole epoch; the same command with --resume (and no --overwrite) goes on from there"
+        print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
     save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})
     print(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
