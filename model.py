@@ -57,20 +57,20 @@ class Config:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, field.type) or isinstance(value, bool) and field.type is not bool:
+            if not isinstance(value, field.type):
                 raise ValueError(f"{field.name} = {value!r} is not of type {getattr(field.type, '__name__', field.type)}")
-            if not field.name.endswith("_token_id") and isinstance(value, (int, float)) and field.type is not bool and not value > 0:
-                raise ValueError(f"{field.name} = {value!r} is not above 0")
+            if type(value) in (int, float) and not value > (-1 if field.name.endswith("_token_id") else 0):
+                raise ValueError(f"{field.name} = {value} is too small")
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"num_attention_heads = {self.num_attention_heads} is not a multiple of "
                              f"num_key_value_heads = {self.num_key_value_heads}")
+        if max(self.eos_token_id, self.bos_token_id or 0) >= self.vocab_size:
+            raise ValueError(f"eos_token_id = {self.eos_token_id} or bos_token_id = {self.bos_token_id} is beyond "
+                             f"vocab_size = {self.vocab_size}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype = {self.dtype!r} is not float32, bfloat16 or float16")
-        for name in ("eos_token_id", "bos_token_id"):
-            if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
-                raise ValueError(f"{name} = {getattr(self, name)} is not a token of the {self.vocab_size} in vocab_size")
 
     @classmethod
     def from_json(cls, path) -> "Config":
@@ -344,6 +344,7 @@ def replacing(path):
 
 
 def shorten(items: list, most: int = 3) -> str:
+    """The first few of a list that may be long, for an error."""
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
