@@ -175,9 +175,9 @@ class Attention(nn.Module):
 
 def attend(q, k, v, mask):
     """softmax(q k^T / sqrt(D)) v, causal where mask is None. q: (B, H, T, D); k, v: (B, n_kv_heads, S, D)."""
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):  # a CPU's bf16 attention is slower than its fp32 one, backward by far
-            return attend(q.float(), k.float(), v.float(), mask)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # slower than fp32 on CPUs, backward by far
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
 
