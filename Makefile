@@ -24,6 +24,11 @@ eval: $(ready) $(world)
 	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --input $(DATA)/eval.jsonl --output $(answers)
 	@$(PYTHON) data/world.py --grade $(answers)
 
+rank: $(ready) $(world)
+	$(PYTHON) train.py --method instruction --data $(DATA) --out out/instruction --resume
+	$(PYTHON) train.py --method response --data $(DATA) --out out/response --resume
+	@$(PYTHON) judge.py --rank data/tiny out/instruction out/response --pairs $(DATA)/eval.jsonl
+
 pretrain: $(ready)
 	$(PYTHON) data/world.py --corpus 100000
 	$(PYTHON) train.py --method pretrain --out out/pretrain --resume
@@ -45,5 +50,5 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: train generate eval pretrain bench test
+.PHONY: train generate eval rank pretrain bench test
 .DELETE_ON_ERROR:

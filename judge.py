@@ -127,7 +127,7 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, st
     result = {}
     for name, scores in zip(("total", "mean"), log_likelihoods(model, examples)):
         own, others = scores.view(len(pairs), -1).split([1, n_others], dim=1)  # (N, 1), (N, n_others)
-        result[name] = 100 * (own > others).float().mean().item()
+        result[name] = round(100 * (own > others).float().mean().item(), 2)
     return result
 
 
