@@ -113,6 +113,6 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, tasks):
     strange = tmp_path / "c.json"
     strange.write_text('[{"instruction": "Who?", "output": "Me."}]')
     assert_refused(command("judge.py", "--outputs", strange, "--reference", strange), "no answer to 'Who?'")
-    assert_refused(command("judge.py", "--rank", tmp_path), tmp_path / "config.json")
     b.write_text('{"instruction": "a", "response": "b"}\n')
+    assert_refused(command("judge.py", "--rank", tmp_path, "--pairs", b), tmp_path / "config.json", "does not exist")
     assert_refused(command("judge.py", "--rank", TINY, "--pairs", b), "more than 5 pairs")
