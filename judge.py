@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data.format import IGNORE, Tokenizer, check_field, encode, read_jsonl
+from data.format import IGNORE, Tokenizer, check_fields, encode, read_jsonl
 from data.world import World, grade
 from model import Llama, default_device, device_name
 
@@ -150,8 +150,8 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     if args.rank:
-        read_jsonl(args.pairs, check_field("response"))
-        pairs = [(row["instruction"], row["response"]) for row in read_jsonl(args.pairs, check_field("instruction"))]
+        rows = read_jsonl(args.pairs, check_fields("instruction", "response"))
+        pairs = [(row["instruction"], row["response"]) for row in rows]
         for path in args.rank:
             model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
             print(json.dumps({"model": str(path), "n_total": len(pairs)} | rank_responses(model, tokenizer, pairs)), flush=True)

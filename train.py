@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 
-from data.format import (IGNORE, Tokenizer, check_dialogue, check_field, encode, encode_document, read_jsonl,
+from data.format import (IGNORE, Tokenizer, check_dialogue, check_fields, encode, encode_document, read_jsonl,
                          train_tokenizer)
 from model import Config, Llama, default_device, device_name, load_tensors, replacing, save_tensors
 
@@ -41,7 +41,7 @@ def load_examples(method: str, folder: Path, tokenizer: Tokenizer, max_length: i
     name, blank, _ = METHODS[method]
     path = folder / f"{name}.jsonl"
     if method == "pretrain":
-        examples = [encode_document(tokenizer, row["text"], max_length) for row in read_jsonl(path, check_field("text"))]
+        examples = [encode_document(tokenizer, row["text"], max_length) for row in read_jsonl(path, check_fields("text"))]
     else:
         examples = [encode(tokenizer, row["messages"], max_length, blank) for row in read_jsonl(path, check_dialogue)]
     scored = [example for example in examples if n_scored(example)]
@@ -213,7 +213,8 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=1, help="of the data order, and of pretraining's first weights")
     parser.add_argument("--device", type=device_name, default=default_device())
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--resume", action="store_true", help="continue an interrupted run from its last epoch; start if there is none")
+    what.add_argument("--resume", action="store_true",
+                      help="continue an interrupted run from its last epoch; start if there is none")
     what.add_argument("--overwrite", action="store_true", help="discard the run that --out holds")
     args = parser.parse_args()
     for name in ("epochs", "lr", "batch_size", "max_length", "token_budget"):
@@ -276,9 +277,10 @@ def load(args, config: Config) -> tuple[Tokenizer, Llama]:
     """The base model; for pretrain, a tokenizer trained on the corpus and random weights."""
     if args.method != "pretrain":
         return Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
-    texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_field("text"))]
+    texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_fields("text"))]
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
-        raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, as the tokenizer trained here has them")
+        raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, "
+                         "as the tokenizer trained here has them")
     args.out.mkdir(parents=True, exist_ok=True)
     bpe = train_tokenizer(texts, config.vocab_size)
     for name, text in (("tokenizer.json", bpe.to_str(pretty=True)), ("config.json", config.to_json())):
@@ -323,7 +325,8 @@ def main():
     except KeyboardInterrupt:
         kept = "no epoch was finished, so nothing is kept"
         if checkpoint.exists():
-            kept = f"{checkpoint} holds the last whole epoch; the same command with --resume (and no --overwrite) goes on from there"
+            kept = (f"{checkpoint} holds the last whole epoch; "
+                    "the same command with --resume (and no --overwrite) goes on from there")
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
     save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})

@@ -1,4 +1,4 @@
-"""Text to tokens: the chat format, and which of its tokens are scored (section 3 of the paper).
+r"""Text to tokens: the chat format, and which of its tokens are scored (section 3 of the paper).
 
     BOS <|user|>\n{instruction}\n<|assistant|>\n{response} EOS
 
@@ -116,11 +116,12 @@ def check_dialogue(row):
         return "the last message must be the assistant's"
 
 
-def check_field(name: str):
-    """A check for `read_jsonl`: every row is an object with the text `name`."""
+def check_fields(*names: str):
+    """A check for `read_jsonl`: every row is an object with these texts, none of them blank."""
     def check(row):
-        if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-            return f'expected {{"{name}": "..."}}, found {json.dumps(row)[:60]}'
+        for name in names:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+                return f'expected {{"{name}": "..."}}, found {json.dumps(row)[:60]}'
     return check
 
 
