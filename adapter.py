@@ -49,8 +49,8 @@ class Adapter:
         seen: (B, V) bool, tokens already in each response; n: how many tokens the responses have.
         Returns (B, V) float.
         """
-        r = self.token_shift - self.repeat_penalty * seen  # rules 2 and 3, (B, V)
-        r[:, self.eos_id] += self.eos_slope * n            # rule 1
+        r = torch.where(seen, self.token_shift - self.repeat_penalty, self.token_shift)  # rules 2 and 3, (B, V)
+        r[:, self.eos_id] += self.eos_slope * n  # rule 1
         return r
 
 
