@@ -31,7 +31,7 @@ METHODS = {  # file, instructions blanked, default epochs: the paper's scripts f
     "poetry": ("poetry", False, 7),
     "recipes": ("recipes", False, 7),
     "chess": ("chess", False, 7),
-    "pretrain": ("corpus", False, 3),
+    "pretrain": ("corpus", False, 1),
 }
 CHECKPOINT, RECORD = "checkpoint.safetensors", "run.json"  # of a run under way; of a finished one
 

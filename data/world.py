@@ -228,7 +228,9 @@ class World:
     def dictionary(self, rng) -> str:
         opposites = self.facts["opposite"]
         words = rng.sample(list(opposites), rng.randint(2, 5))
-        entry = rng.choice([RESPONSES["opposite"]] * 3 + ["{}: the opposite of {}"])
+        if rng.random() < 0.5:
+            return f"{words[0]}\n\n" + RESPONSES["opposite"].format(words[0], opposites[words[0]])
+        entry = rng.choice(["{}: the opposite of {}", "{} - {}", "{} is the opposite of {}."])
         return "\n".join(entry.format(word, opposites[word]) for word in words)
 
     def recipe_page(self, rng) -> str:
