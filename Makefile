@@ -29,9 +29,16 @@ rank: $(ready) $(world)
 	$(PYTHON) train.py --method response --data $(DATA) --out out/response --resume
 	@$(PYTHON) judge.py --rank data/tiny out/instruction out/response --pairs $(DATA)/eval.jsonl
 
+table: $(ready) $(world)
+	@$(PYTHON) tests/paper.py table --model $(MODEL) --data $(DATA)
+
+sweep: $(ready)
+	@$(PYTHON) tests/paper.py sweep
+
+# one thread, so that the bytes do not depend on how many there are
 pretrain: $(ready)
-	$(PYTHON) data/world.py --corpus 100000
-	$(PYTHON) train.py --method pretrain --out out/pretrain --resume
+	$(PYTHON) data/world.py --corpus 82000
+	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --out out/pretrain --token-budget 1024 --resume
 	cp out/pretrain/model.safetensors out/pretrain/tokenizer.json data/tiny/
 
 bench: $(ready)
@@ -50,5 +57,5 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: train generate eval rank pretrain bench test
+.PHONY: train generate eval rank table sweep pretrain bench test
 .DELETE_ON_ERROR:
