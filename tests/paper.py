@@ -171,6 +171,7 @@ def table(model: Path, data: Path, out: Path, workers: int) -> list[dict]:
             "mean": statistics.mean(rates), "sd": statistics.stdev(rates),
             "length_controlled": statistics.mean(judgement["length_controlled"] for judgement in judgements),
             "exact": 100 * statistics.mean(g == 1 for run in grades for g in run),
+            "holds": 100 * statistics.mean(g > 0 for run in grades for g in run),
             "by_family": {family: statistics.mean(j["by_family"][family] for j in judgements) for family in FAMILIES},
         })
     return rows
@@ -181,11 +182,11 @@ def unfinished(jobs: dict) -> dict:
 
 
 def table_markdown(rows: list[dict]) -> str:
-    lines = ["| win rate against instruction tuning, % | in vitro | length-controlled | exact answers | epochs | Llama-2-7B | OLMo-7B |",
-             "|---|---|---|---|---|---|---|"]
+    lines = ["| win rate against instruction tuning, % | in vitro | length-controlled | exact answers | hold the answer "
+             "| epochs | Llama-2-7B | OLMo-7B |", "|---|---|---|---|---|---|---|---|"]
     for row, (_, _, words, llama, olmo) in zip(rows, ENTRIES):
         lines.append(f"| {words} | {row['mean']:.1f} ± {row['sd']:.1f} | {row['length_controlled']:.1f} | {row['exact']:.1f} | "
-                     f"{row['epochs'] or '–'} | {llama} | {olmo} |")
+                     f"{row['holds']:.1f} | {row['epochs'] or '–'} | {llama} | {olmo} |")
     return "\n".join(lines)
 
 
