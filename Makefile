@@ -41,6 +41,9 @@ pretrain: $(ready)
 	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --out out/pretrain --token-budget 1024 --resume
 	cp out/pretrain/model.safetensors out/pretrain/tokenizer.json data/tiny/
 
+data: $(ready)
+	$(PYTHON) data/download.py --data data/paper
+
 bench: $(ready)
 	@$(PYTHON) tests/bench.py --model $(MODEL)
 
@@ -57,5 +60,5 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: train generate eval rank table sweep pretrain bench test
+.PHONY: train generate eval rank table sweep pretrain data bench test
 .DELETE_ON_ERROR:

@@ -18,8 +18,9 @@ from tokenizers.decoders import DecodeStream
 from torch.nn.utils.rnn import pad_sequence
 
 from adapter import RULES, Adapter
+from data.download import model_folder
 from data.format import Tokenizer, check_fields, encode_prompt, read_jsonl
-from model import Llama, default_device, device_name, replacing
+from model import Llama, default_device, device_name, replacing, weight_files
 
 CACHE_BLOCK = 128  # the cache grows by this many tokens
 
@@ -33,7 +34,7 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     length, so a row's answer does not depend on its neighbours. A finished row leaves the batch.
     temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
     """
-    context = model.config.max_position_embeddings
+    context = model.config.context
     if (longest := max(map(len, prompts))) >= context:
         raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of {context}; shorten it")
     most = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
@@ -162,7 +163,7 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="folder in the hub's layout; several to compare")
+    parser.add_argument("--model", nargs="+", required=True, help="folder in the hub's layout, or ORG/NAME on the hub; several to compare")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one instruction, whose response streams to the terminal")
     what.add_argument("--input", type=Path, help='file of {"instruction": ...} lines')
@@ -199,7 +200,7 @@ def main():
             instructions = [instructions[i * len(instructions) // args.limit] for i in range(args.limit)]
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     shown = {}
-    for path in args.model:
+    for path in map(model_folder, args.model):
         model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
         options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device) if args.rules else None
 
@@ -208,9 +209,9 @@ def main():
             return answer(model, tokenizer, batch, generator=generator, **options)
 
         if args.output:
-            weights = (path / "model.safetensors").stat()
+            weights = [file.stat() for file in weight_files(path)]
             name = str(path) + (f" rules {','.join(args.rules)}" if args.rules else "")
-            settings = {"generator": name, "weights": [weights.st_size, weights.st_mtime_ns], "dtype": str(dtype),
+            settings = {"generator": name, "weights": [[file.st_size, file.st_mtime_ns] for file in weights], "dtype": str(dtype),
                         "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens,
                         "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
             write_answers(args.output, instructions, settings, decode)

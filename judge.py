@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from data.download import model_folder
 from data.format import IGNORE, Tokenizer, check_fields, encode, read_jsonl
 from data.world import World, grade
 from model import Llama, default_device, device_name
@@ -123,7 +124,7 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, st
     for i, (instruction, own) in enumerate(pairs):
         others = rng.sample([response for j, (_, response) in enumerate(pairs) if j != i], n_others)
         examples += [encode(tokenizer, [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}],
-                            model.config.max_position_embeddings) for response in [own, *others]]
+                            model.config.context) for response in [own, *others]]
     result = {}
     for name, scores in zip(("total", "mean"), log_likelihoods(model, examples)):
         own, others = scores.view(len(pairs), -1).split([1, n_others], dim=1)  # (N, 1), (N, n_others)
@@ -135,7 +136,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--outputs", type=Path, help="the answers to judge, in AlpacaEval's format")
-    what.add_argument("--rank", type=Path, nargs="+", metavar="MODEL", help="model folders whose ranking of responses to measure")
+    what.add_argument("--rank", nargs="+", metavar="MODEL", help="folders, or names on the hub, of models whose ranking of responses to measure")
     parser.add_argument("--reference", type=Path, help="the answers to compare --outputs with")
     parser.add_argument("--judge", choices=["world"], default="world")
     parser.add_argument("--pairs", type=Path, default=Path("data/world/eval.jsonl"),
@@ -152,7 +153,7 @@ def main():
     if args.rank:
         rows = read_jsonl(args.pairs, check_fields("instruction", "response"))
         pairs = [(row["instruction"], row["response"]) for row in rows]
-        for path in args.rank:
+        for path in map(model_folder, args.rank):
             model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
             print(json.dumps({"model": str(path), "n_total": len(pairs)} | rank_responses(model, tokenizer, pairs)), flush=True)
         return

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023) in one file, in the layout that model hubs serve.
+"""Llama (Touvron et al., 2023), and with it Mistral and OLMo, in one file, in the layout that model hubs serve.
 
     model = Llama.from_pretrained("data/tiny")
     logits = model(ids)                  # (B, T) int64 -> (B, T, V)
@@ -7,6 +7,7 @@
 Modules carry the hub's names, so a checkpoint's tensors load by name with no table between.
 """
 import json
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo": "OlmoForCausalLM"}  # by model_type
 # Keys of config.json that change the result, with the only value that this file implements.
 SUPPORTED = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
-    "mlp_bias": False, "rope_scaling": None, "rope_interleaved": False, "attention_dropout": 0.0, "pretraining_tp": 1,
+    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False, "attention_dropout": 0.0,
+    "pretraining_tp": 1, "quantization_config": None,
 }
 # Keys that leave it as it is.
 IGNORED = {
@@ -29,6 +31,7 @@ IGNORED = {
     "transformers.js_config", "use_cache",
 }
 
+INDEX = "model.safetensors.index.json"  # of a checkpoint in several files
 A_MODEL_IS = "a model is a folder with config.json, model.safetensors and tokenizer.json"
 
 
@@ -37,6 +40,9 @@ class Config:
     """The architecture, under the hub's own key names.
 
     `dtype` is the type of the weights on disk; bos_token_id is None for models that have no BOS.
+    rope_scaling is None, or Llama 3.1's stretching of the slow rotary frequencies. sliding_window is
+    Mistral's; a sequence within it is attended to as a whole, and a longer one is refused. OLMo's norm
+    has no weight, and its queries, keys and values are clamped to +-clip_qkv.
     """
 
     vocab_size: int
@@ -53,6 +59,10 @@ class Config:
     rope_theta: int | float = 10000.0
     tie_word_embeddings: bool = False
     dtype: str = "float32"
+    model_type: str = "llama"
+    rope_scaling: dict | None = None
+    sliding_window: int | None = None
+    clip_qkv: int | float | None = None
 
     def __post_init__(self):
         for field in fields(self):
@@ -71,6 +81,20 @@ class Config:
                              f"vocab_size = {self.vocab_size}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype = {self.dtype!r} is not float32, bfloat16 or float16")
+        if self.model_type not in ARCHITECTURES:
+            raise ValueError(f"model_type = {self.model_type!r} is not supported, only {', '.join(ARCHITECTURES)} are")
+        if self.rope_scaling:
+            kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
+            if kind != "llama3":
+                raise ValueError(f"rope_scaling of type {kind!r} is not supported, only 'llama3' is")
+            for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+                if not isinstance(self.rope_scaling.get(key), int | float) or self.rope_scaling[key] <= 0:
+                    raise ValueError(f"rope_scaling: {key} = {self.rope_scaling.get(key)!r} is not a number above 0")
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a sequence may have."""
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
     @classmethod
     def from_json(cls, path) -> "Config":
@@ -87,14 +111,18 @@ class Config:
         if "torch_dtype" in raw:  # the name before transformers 5
             raw["dtype"] = raw.pop("torch_dtype")
         rope = raw.pop("rope_parameters", None) or {}  # transformers 5 nests what was at the top
-        if not isinstance(rope, dict) or rope.pop("rope_type", "default") != "default" or set(rope) - {"rope_theta"}:
-            raise ValueError(f"{path}: rope_parameters other than the default rope_type with a rope_theta are not supported")
-        raw |= rope
+        if not isinstance(rope, dict):
+            raise ValueError(f"{path}: rope_parameters = {json.dumps(rope)} is not an object")
+        if "rope_theta" in rope:
+            raw["rope_theta"] = rope.pop("rope_theta")
+        if rope.get("rope_type", "default") != "default":
+            raw["rope_scaling"] = rope
+        supported = SUPPORTED | {"architectures": [ARCHITECTURES.get(raw.setdefault("model_type", "llama"))]}
         known = {field.name for field in fields(cls)}
         for key, value in raw.items():
-            if key in SUPPORTED and value != SUPPORTED[key]:
-                raise ValueError(f"{path}: {key} = {json.dumps(value)} is not supported, only {json.dumps(SUPPORTED[key])} is")
-            if key not in known | SUPPORTED.keys() | IGNORED:
+            if key in supported and value != supported[key] and raw["model_type"] in ARCHITECTURES:
+                raise ValueError(f"{path}: {key} = {json.dumps(value)} is not supported, only {json.dumps(supported[key])} is")
+            if key not in known | supported.keys() | IGNORED:
                 raise ValueError(f"{path}: unknown key {key!r}; if it does not change the result, add it to IGNORED in model.py")
         missing = [field.name for field in fields(cls) if field.default is field.default_factory and field.name not in raw]
         if missing:
@@ -106,8 +134,11 @@ class Config:
 
     def to_json(self) -> str:
         """The text of a config.json that transformers and other readers of the hub's layout understand."""
-        described = {"architectures": SUPPORTED["architectures"], "model_type": "llama", "hidden_act": "silu"} | asdict(self)
+        described = {"architectures": [ARCHITECTURES[self.model_type]], "hidden_act": "silu"} | asdict(self)
         described["torch_dtype"] = described.pop("dtype")
+        for key in ("sliding_window", "clip_qkv", "rope_scaling"):  # of some architectures only
+            if described[key] is None:
+                del described[key]
         return json.dumps(described, indent=2) + "\n"
 
 
@@ -123,15 +154,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_angles(positions, head_dim: int, theta: float):
+def rotary_angles(positions, config: Config):
     """cos and sin of position * theta^(-2i / head_dim) for i < head_dim / 2 (Su et al., 2021).
 
+    Llama 3.1 divides by `factor` the frequencies that turn less than low_freq_factor times in the
+    original context, leaves those that turn more than high_freq_factor times, and blends between.
     positions: (T,) or (B, T). Returns two float32 tensors, (1 or B, T, 1, head_dim / 2): the
     third dimension broadcasts over heads.
     """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[..., None].float() * (1.0 / theta**exponents)  # (B, T, D/2)
-    angles = angles.reshape(-1, positions.shape[-1], 1, head_dim // 2)
+    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,)
+    if scaling := config.rope_scaling:
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # (D/2,)
+        frequencies = (1 - kept) * frequencies / scaling["factor"] + kept * frequencies
+    angles = positions[..., None].float() * frequencies  # (B, T, D/2)
+    angles = angles.reshape(-1, positions.shape[-1], 1, config.head_dim // 2)
     return angles.cos(), angles.sin()
 
 
@@ -141,13 +180,24 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
+class LayerNorm(nn.Module):
+    """(x - mean) / standard deviation, with no weight or bias, in fp32: OLMo's (Groeneveld et al., 2024)."""
+
+    def forward(self, x):  # (B, T, C) -> (B, T, C)
+        return F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).type_as(x)
+
+
+def norm(config: Config) -> nn.Module:
+    return LayerNorm() if config.model_type == "olmo" else RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
+        self.head_dim, self.clip = config.head_dim, config.clip_qkv
         self.q_proj = nn.Linear(config.hidden_size, self.n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
@@ -157,9 +207,12 @@ class Attention(nn.Module):
         """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, S, n_kv_heads, D). start: None or (B,).
         mask: None for causal, or (B, 1, T, S). Returns (B, T, C)."""
         B, T, _ = x.shape
-        q = rotate(self.q_proj(x).view(B, T, self.n_heads, self.head_dim), cos, sin)
-        k = rotate(self.k_proj(x).view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
-        v = self.v_proj(x).view(B, T, self.n_kv_heads, self.head_dim)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.clip:
+            q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
+        q = rotate(q.view(B, T, self.n_heads, self.head_dim), cos, sin)
+        k = rotate(k.view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
+        v = v.view(B, T, self.n_kv_heads, self.head_dim)
         if cache is not None:
             keys, values = cache  # (B, S, n_kv_heads, D) each
             if start is None:
@@ -202,8 +255,8 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = norm(config)
+        self.post_attention_layernorm = norm(config)
 
     def forward(self, x, cos, sin, cache, start, mask):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask)
@@ -219,7 +272,7 @@ class Llama(nn.Module):
         self.model = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding(config.vocab_size, config.hidden_size),
             layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
-            norm=RMSNorm(config.hidden_size, config.rms_norm_eps),
+            norm=norm(config),
         ))
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -236,13 +289,16 @@ class Llama(nn.Module):
         how many tokens of each row the cache already holds; None for the first call on a cache.
         """
         T = ids.shape[1]
+        if self.config.sliding_window and T > self.config.sliding_window:
+            raise ValueError(f"a sequence of {T} tokens is longer than the sliding window of {self.config.sliding_window}, "
+                             "past which attention is not implemented; shorten it")
         positions = torch.arange(T, device=ids.device)  # (T,)
         mask = None
         if start is not None:
             positions = start[:, None] + positions  # (B, T)
             slots = torch.arange(cache[0][0].shape[1], device=ids.device)  # (S,)
             mask = (slots <= positions[..., None])[:, None]  # (B, 1, T, S)
-        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary_angles(positions, self.config)
         x = self.model.embed_tokens(ids)  # (B, T, C)
         for i, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, cache and cache[i], start, mask)
@@ -283,7 +339,12 @@ class Llama(nn.Module):
         config = Config.from_json(Path(path) / "config.json")
         with torch.device("meta"):
             model = cls(config)
-        tensors = load_tensors(Path(path) / "model.safetensors", model.state_dict(), dtype, device)
+        files, expected, tensors = weight_files(Path(path)), model.state_dict(), {}
+        if missing := sorted(expected.keys() - {name for names in files.values() for name in names or expected}):
+            raise ValueError(f"{Path(path) / INDEX}: missing {shorten(missing)}")
+        for file, names in files.items():
+            here = expected if names is None else {name: expected[name] for name in names if name in expected}
+            tensors |= load_tensors(file, here, dtype, device)
         model.load_state_dict(tensors, assign=True)
         return model
 
@@ -297,14 +358,34 @@ class Llama(nn.Module):
             temporary.write_text(self.config.to_json(), encoding="utf-8")
 
 
-def load_tensors(path: Path, expected: dict, dtype, device) -> dict:
-    """The tensors of a safetensors file, whose names and shapes must be those of `expected`."""
-    if not path.exists():
-        if path.with_name(f"{path.name}.index.json").exists():
-            raise FileNotFoundError(f"{path.parent} is split into several files, which are not read; merge them into {path.name}")
-        raise FileNotFoundError(f"{path} does not exist; {A_MODEL_IS}")
+def weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files of a model folder, with the tensors that its index says are in each (None: no index, so all)."""
+    single, index = folder / "model.safetensors", folder / INDEX
+    if single.exists():
+        return {single: None}
+    if not index.exists():
+        raise FileNotFoundError(f"{single} does not exist; {A_MODEL_IS}")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        files = {}
+        for name, file in weight_map.items():
+            if Path(file).name != file:
+                raise ValueError
+            files.setdefault(folder / file, []).append(name)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file beside it}}}}; fetch it again') from None
+    if absent := sorted(file.name for file in files if not file.exists()):
+        raise FileNotFoundError(f"{index} names {shorten(absent)}, which {'is' if len(absent) == 1 else 'are'} not there; fetch the model again")
+    return files
+
+
+def load_tensors(path: Path, expected: dict, dtype, device) -> dict:
+    """The tensors of a safetensors file, whose names and shapes must be those of `expected`.
+
+    The file is opened anew for each, so that what has been read of it does not stay mapped beside the copies.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
             # Llama-1 checkpoints carry their rotary table, tied ones sometimes a second embedding: both are derived here.
             derived = {n for n in file.keys() if n.endswith("rotary_emb.inv_freq") or n == "lm_head.weight" and n not in expected}
             names = set(file.keys()) - derived
@@ -316,7 +397,11 @@ def load_tensors(path: Path, expected: dict, dtype, device) -> dict:
             wrong = [f"{n} is {found}, config.json asks for {wanted}" for n, (found, wanted) in shapes.items() if found != wanted]
             if wrong:
                 raise ValueError(f"{path}: {shorten(wrong)}")
-            return {name: file.get_tensor(name).to(dtype) for name in names}
+        tensors = {}
+        for name in names:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                tensors[name] = file.get_tensor(name).to(dtype)
+        return tensors
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 
+from data.download import model_folder
 from data.format import (IGNORE, Tokenizer, check_dialogue, check_fields, encode, encode_document, read_jsonl,
                          train_tokenizer)
-from model import Config, Llama, default_device, device_name, load_tensors, replacing, save_tensors
+from model import Config, Llama, default_device, device_name, load_tensors, replacing, save_tensors, weight_files
 
 METHODS = {  # file, instructions blanked, default epochs: the paper's scripts for Llama-2-7B; other tasks take GSM's
     "instruction": ("broad", False, 15),
@@ -197,13 +198,13 @@ def train(model: Llama, optimizer, examples: list, args, settings: dict, first_s
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", required=True, choices=METHODS, help="what to train on")
-    parser.add_argument("--model", type=Path, default=Path("data/tiny"),
-                        help="the base model's folder; for pretrain, the folder of its config.json")
+    parser.add_argument("--model", default="data/tiny",
+                        help="the base model's folder, or its ORG/NAME on the hub; for pretrain, the folder of its config.json")
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, in the hub's layout")
     parser.add_argument("--epochs", type=int, help="default: the method's own, see METHODS")
     parser.add_argument("--lr", type=float,
-                        help="peak learning rate; default: the paper's 1e-5 from width 2,048, 1e-4 below, 3e-3 for pretrain")
+                        help="peak learning rate; default: the paper's 1e-5 (OLMo: 3e-6) from width 2,048, 1e-4 below, 3e-3 for pretrain")
     parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of steps over which the rate rises")
     parser.add_argument("--batch-size", type=int, default=64, help="sequences in a step (the paper's)")
@@ -231,24 +232,29 @@ def settle_defaults(args, config: Config) -> dict:
     """Fill in what depends on the method, the model and the device. Returns the settings that make a run what it is."""
     name, _, epochs = METHODS[args.method]
     args.epochs = args.epochs or epochs
-    args.max_length = min(args.max_length, config.max_position_embeddings)
+    args.max_length = min(args.max_length, config.context)
     args.token_budget = args.token_budget or (16384 if args.device.startswith("cuda") else 2048)
-    if args.lr is None:  # the paper's for Llama-2-7B; a narrow model takes, and needs, larger steps
-        args.lr = 3e-3 if args.method == "pretrain" else 1e-5 if config.hidden_size >= 2048 else 1e-4
+    if args.lr is None:  # the paper's for OLMo-7B and Llama-2-7B; a narrow model takes, and needs, larger steps
+        paper = 3e-6 if config.model_type == "olmo" else 1e-5
+        args.lr = 3e-3 if args.method == "pretrain" else paper if config.hidden_size >= 2048 else 1e-4
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
                 if key not in ("out", "device", "resume", "overwrite", "token_budget")}
     settings["data_sha256"] = fingerprint(args.data / f"{name}.jsonl")
     if args.method != "pretrain":
-        settings["model_sha256"] = fingerprint(args.model / "model.safetensors")
+        settings["model_sha256"] = fingerprint(*weight_files(args.model))
     return settings
 
 
-def fingerprint(path: Path) -> str | None:
-    """The first 16 hexadecimal digits of a file's SHA-256; None where there is no file, which its reader will say."""
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def fingerprint(*paths: Path) -> str | None:
+    """The first 16 hexadecimal digits of the files' SHA-256; None where one is absent, which its reader will say."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def claim(args, settings: dict) -> bool:
@@ -303,6 +309,7 @@ def save(args, model: Llama, record: dict):
 
 def main():
     args = parse_arguments()
+    args.model = model_folder(args.model)
     config = Config.from_json(args.model / "config.json")
     settings = settle_defaults(args, config)
     if not claim(args, settings):

@@ -53,10 +53,10 @@ def test_greedy_tokens_equal_those_of_transformers(name):
 
 
 def test_a_response_ends_with_the_context(small_model, prompts):
-    room = small_model.config.max_position_embeddings - len(prompts[-1])
+    room = small_model.config.context - len(prompts[-1])
     assert [len(ids) for ids in generate(small_model, prompts[-1:], -1, 10**6)] == [room]
     ragged = generate(small_model, [prompts[0], prompts[-1]], -1, 10**6)
-    assert [len(ids) for ids in ragged] == [small_model.config.max_position_embeddings - len(prompts[0]), room]
+    assert [len(ids) for ids in ragged] == [small_model.config.context - len(prompts[0]), room]
     with pytest.raises(ValueError, match="no room to answer"):
         generate(small_model, [prompts[0], [3] * 512], 1, 5)
 

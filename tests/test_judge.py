@@ -79,7 +79,7 @@ class Knowing:
     """A model that gives the words of its prompt a high probability, and so prefers a response that repeats it."""
 
     class config:
-        max_position_embeddings = 256
+        context = 256
 
     device = torch.device("cpu")
 

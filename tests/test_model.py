@@ -9,7 +9,7 @@ from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from model import Config, Llama, replacing
+from model import ARCHITECTURES, INDEX, Config, Llama, replacing
 
 GOLDEN = sorted(path.name for path in (ROOT / "tests" / "golden").iterdir() if path.is_dir())
 
@@ -30,10 +30,14 @@ def edit(path, **changes):
     (path / "config.json").write_text(json.dumps(config))
 
 
-def test_golden_checkpoints_cover_grouped_heads_and_tied_embeddings():
+def test_golden_checkpoints_cover_what_differs_between_models():
     configs = [Config.from_json(ROOT / "tests" / "golden" / name / "config.json") for name in GOLDEN]
     assert {c.tie_word_embeddings for c in configs} == {True, False}
     assert any(c.num_key_value_heads < c.num_attention_heads for c in configs)
+    assert {c.model_type for c in configs} == set(ARCHITECTURES)
+    assert {c.dtype for c in configs} == {"float32", "float16"}
+    assert any(c.rope_scaling for c in configs) and any(c.clip_qkv for c in configs) and any(c.sliding_window for c in configs)
+    assert any((ROOT / "tests" / "golden" / name / INDEX).exists() for name in GOLDEN)
 
 
 def test_logits_equal_those_of_transformers(golden):
@@ -97,7 +101,11 @@ def test_cache_gives_the_logits_of_the_whole_sequence(golden):
 
 @pytest.mark.parametrize("changes, fragment", [
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "rope_parameters"),
+    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "rope_scaling of type 'yarn'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}}, "rope_scaling: high_freq_factor"),
+    ({"model_type": "gpt2"}, "model_type = 'gpt2'"),
+    ({"model_type": "olmo"}, "architectures"),
+    ({"use_sliding_window": True}, "use_sliding_window"),
     ({"hidden_act": "gelu"}, "hidden_act"),
     ({"attention_bias": True}, "attention_bias"),
     ({"architectures": ["MixtralForCausalLM"]}, "architectures"),
@@ -159,6 +167,46 @@ def test_absent_file_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         Llama.from_pretrained(copy)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A checkpoint in four files that a test may damage."""
+    return shutil.copytree(ROOT / "tests" / "golden" / "mistral", tmp_path / "model")
+
+
+def test_a_shard_that_is_absent_truncated_or_of_a_wrong_shape_is_named(sharded):
+    shard = sharded / "model-00002-of-00004.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match="model-00002-of-00004.safetensors is not a whole safetensors file"):
+        Llama.from_pretrained(sharded)
+    shard.write_bytes(whole)
+    edit(sharded, intermediate_size=80)
+    with pytest.raises(ValueError, match=r"model-0000.-of-00004.safetensors: .* config.json asks for"):
+        Llama.from_pretrained(sharded)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="names model-00002-of-00004.safetensors, which is not there"):
+        Llama.from_pretrained(sharded)
+
+
+@pytest.mark.parametrize("index, message", [
+    ("<html>", "fetch it again"), ("[]", "fetch it again"), ('{"weight_map": {"a": "../../b.safetensors"}}', "fetch it again"),
+    ('{"weight_map": {"lm_head.weight": "model-00001-of-00004.safetensors"}}', "missing model"),
+])
+def test_an_index_that_is_none_or_not_whole_is_refused(sharded, index, message):
+    (sharded / INDEX).write_text(index)
+    with pytest.raises(ValueError, match=message) as error:
+        Llama.from_pretrained(sharded)
+    assert INDEX in str(error.value)
+
+
+def test_a_sequence_past_the_sliding_window_is_refused():
+    model = Llama.from_pretrained(ROOT / "tests" / "golden" / "mistral")
+    assert model.config.context == 48 < model.config.max_position_embeddings
+    model(torch.zeros(1, 48, dtype=torch.int64))
+    with pytest.raises(ValueError, match="sliding window of 48"):
+        model(torch.zeros(1, 49, dtype=torch.int64))
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):

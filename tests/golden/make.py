@@ -1,4 +1,4 @@
-"""Write the golden checkpoints: small random Llamas by transformers, with the logits it gives them.
+"""Write the golden checkpoints: small random models by transformers, with the logits it gives them.
 
     pip install torch==2.13.0 transformers==5.23.0 && python tests/golden/make.py
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, OlmoConfig
 
 COMMON = dict(vocab_size=128, num_hidden_layers=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
               initializer_range=0.2)
@@ -18,16 +18,27 @@ CONFIGS = {
     "llama2": LlamaConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, rms_norm_eps=1e-5, **COMMON),
     "smollm2": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-6,
                            rope_theta=100000.0, tie_word_embeddings=True, **COMMON),
+    # a scaled rope whose context of 16 makes all three kinds of frequency occur, fp16 on disk
+    "llama31": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=3, num_key_value_heads=1, rms_norm_eps=1e-5,
+                           rope_theta=1000.0, dtype=torch.float16, rope_scaling={
+                               "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                               "original_max_position_embeddings": 16}, **COMMON),
+    "mistral": MistralConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                             sliding_window=48, **COMMON),
+    "olmo": OlmoConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, clip_qkv=1.5, pad_token_id=0,
+                       **COMMON | {"bos_token_id": None}),
 }
+SHARDED = {"mistral": "40KB"}  # cut into files of at most so much
 
 for name, config in CONFIGS.items():
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config).to(config.dtype or torch.float32).eval()
     for key, parameter in model.named_parameters():
         if "norm" in key:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     folder = Path(__file__).parent / name
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARDED.get(name, "1GB"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # what the files say
     (folder / "generation_config.json").unlink(missing_ok=True)
     ids = torch.randint(3, config.vocab_size, (3, 40))
     with torch.no_grad():
