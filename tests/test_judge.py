@@ -60,7 +60,7 @@ def test_the_command_line_ends_with_one_json_object(tmp_path, tasks):
     result = command("judge.py", "--outputs", a, "--reference", b, "--judge", "world")
     assert result.returncode == 0, result.stderr
     last = json.loads(result.stdout.splitlines()[-1])
-    assert last.keys() == {"win_rate", "standard_error", "length_controlled_win_rate", "n_total"}
+    assert last.keys() == {"win_rate", "standard_error", "length_controlled_win_rate", "n_total", "n_invalid"}
     assert last["win_rate"] == 50 and last["n_total"] == 240
 
 
