@@ -6,6 +6,9 @@ DATA ?= data/world
 SEED ?= 1
 OUT ?= out/$(METHOD)
 RULES ?= none
+A ?= out/response
+B ?= out/instruction
+JUDGE ?= world
 export PROMPT ?= What is the capital of Nastekor?
 
 ready = $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
@@ -19,10 +22,19 @@ train: $(ready) $(world)
 generate: $(ready)
 	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --prompt "$$PROMPT"
 
-answers = out/eval/$(subst /,-,$(MODEL))-$(RULES).json
+answers = out/eval/$(notdir $(DATA))/$(subst /,-,$1)-$2.json
 eval: $(ready) $(world)
-	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --input $(DATA)/eval.jsonl --output $(answers)
-	@$(PYTHON) data/world.py --grade $(answers)
+	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --input $(DATA)/eval.jsonl --output $(call answers,$(MODEL),$(RULES))
+	@$(if $(world),$(PYTHON) data/world.py --grade $(call answers,$(MODEL),$(RULES)))
+
+# answers that are there already, and newer than their model, are not decoded again
+judge: $(ready) $(world)
+	@[ $(call answers,$(A),none) -nt $(A)/model.safetensors ] || \
+		$(PYTHON) generate.py --model $(A) --input $(DATA)/eval.jsonl --output $(call answers,$(A),none)
+	@[ $(call answers,$(B),none) -nt $(B)/model.safetensors ] || \
+		$(PYTHON) generate.py --model $(B) --input $(DATA)/eval.jsonl --output $(call answers,$(B),none)
+	@$(PYTHON) judge.py --outputs $(call answers,$(A),none) --reference $(call answers,$(B),none) --judge "$(JUDGE)" \
+		$(if $(BASE_URL),--base-url $(BASE_URL))
 
 rank: $(ready) $(world)
 	$(PYTHON) train.py --method instruction --data $(DATA) --out out/instruction --resume
@@ -60,5 +72,5 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: train generate eval rank table sweep pretrain data bench test
+.PHONY: train generate eval judge rank table sweep pretrain data bench test
 .DELETE_ON_ERROR:
