@@ -175,7 +175,7 @@ def file_digest(path: Path, like: str) -> str:
 
 def progress(name: str, done: int, size: int, rate: float, end: str):
     left = (size - done) / max(rate, 1)
-    print(f"{name}  {done / 1e6:,.0f} of {size / 1e6:,.0f} MB  {rate / 1e6:.1f} MB/s  {left // 60:.0f}:{left % 60:02.0f} left ",
+    print(f"{name}  {done / 1e6:,.1f} of {size / 1e6:,.1f} MB  {rate / 1e6:.1f} MB/s  {left // 60:.0f}:{left % 60:02.0f} left ",
           end=end, file=sys.stderr, flush=True)
 
 
@@ -225,7 +225,7 @@ def rows_of(session: requests.Session, where):
     """The rows of a source: a raw file of JSON or JSON Lines, or a dataset's, a hundred at a time."""
     if isinstance(where, str):
         text = get(session, where).content.decode()
-        yield from json.loads(text) if where.endswith(".json") else map(json.loads, text.splitlines())
+        yield from json.loads(text) if where.endswith(".json") else map(json.loads, text.strip().split("\n"))
         return
     dataset, config, split = where
     offset, total = 0, 1

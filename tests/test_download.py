@@ -257,8 +257,8 @@ ROWS = {
 @pytest.fixture
 def sources(hub):
     hub.files["/rows"] = ROWS
-    lima = [{"conversations": ["Hi?", "Hello."] * (2 if i < 30 else 1)} for i in range(1030)]
-    hub.files["/datasets/GAIR/lima/resolve/main/train.jsonl"] = "".join(json.dumps(row) + "\n" for row in lima).encode()
+    lima = [{"conversations": ["Hi?", "Hello.\u2028"] * (2 if i < 30 else 1)} for i in range(1030)]  # no end of a line in JSON
+    hub.files["/datasets/GAIR/lima/resolve/main/train.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lima).encode()
     alpaca = [{"instruction": f"Do {i}", "output": f"Done {i}", "generator": "x", "dataset": "y"} for i in range(805)]
     hub.files["/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json"] = json.dumps(alpaca).encode()
     hub.files["/val.jsonl"] = "".join(json.dumps({"instruction": f"Try {i}"}) + "\n" for i in range(56)).encode()
@@ -285,7 +285,7 @@ def test_the_papers_data_in_the_papers_format_and_counts(hub, sources, tmp_path)
     def pairs(name, i):
         return [message["content"] for message in read(tmp_path / f"{name}.jsonl")[i]["messages"]]
 
-    assert pairs("broad", 0) == ["Hi?", "Hello."] * 2
+    assert pairs("broad", 0) == ["Hi?", "Hello.\u2028"] * 2
     assert pairs("poetry", 0) == ["Write a poem called P2", "O 2"]
     assert pairs("recipes", 1) == ["Recipe for Soup 1", " - salt\n - a cook's egg\n\n\nStir."]
     assert pairs("chess", 7) == ['[WhiteElo "7"]\n[BlackElo "8"]', "1. e4 e5 1-0"]
