@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data.world import FAMILIES, World, grade
 from judge import length_controlled_win_rate, pair, read_outputs, win_rate, world_judge
-from model import replacing
+from model import replacing, weight_files
 from train import METHODS, fingerprint
 
 SEEDS = (1, 2, 3)
@@ -110,7 +110,7 @@ def tuning(model: Path, data: Path, folder: Path, method: str, epochs: int, seed
     if record.exists():
         found = json.loads(record.read_bytes())
         if (found["model_sha256"], found["data_sha256"]) == (
-                fingerprint(model / "model.safetensors"), fingerprint(data / f"{METHODS[method][0]}.jsonl")):
+                fingerprint(*weight_files(model)), fingerprint(data / f"{METHODS[method][0]}.jsonl")):
             return []
         raise ValueError(f"{folder} was trained on another base model or other data; remove {folder.parent} to begin afresh")
     return [(folder.with_suffix(".log"), "train.py", "--method", method, "--model", model, "--data", data,
