@@ -169,8 +169,9 @@ class Cache:
             for line in path.read_bytes().splitlines():
                 try:
                     row = json.loads(line)
+                    preference_for_second(row["choice"])  # raises where it is no completion
                     self.choices[row["key"]] = row["choice"]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, AttributeError, IndexError):
                     pass
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(path, "ab", buffering=0)

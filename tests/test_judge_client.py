@@ -203,7 +203,7 @@ def test_a_torn_line_is_asked_again_and_nothing_else(serve, tmp_path):
     server, cache = serve(prefers_longer), tmp_path / "cache"
     before = run(server, cache, PAIRS[:10])
     torn = cache.read_bytes()[:-40]
-    cache.write_bytes(torn)
+    cache.write_bytes(b'{"key": "k", "choice": {}}\n[]\n' + torn)  # nor is what is no judgement taken for one
     assert run(server, cache, PAIRS[:10]) == before and server.calls == 11
     assert run(server, cache, PAIRS[:10]) == before and server.calls == 11  # and its repair is whole
 
