@@ -151,7 +151,9 @@ def ask(session: requests.Session, url: str, body: dict, stop: threading.Event) 
         except Refused:
             raise
         except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            problem = f"{type(error).__name__}: {error}"[:300]
+            problem = type(error).__name__
+        if attempt == 2:
+            print(f"{url}: {problem}; still trying", file=sys.stderr, flush=True)
         if attempt + 1 == ATTEMPTS or stop.wait(wait):
             break
     raise Refused(f"{url}: no answer after {ATTEMPTS} tries, the last was {problem}; what is judged is kept, run this again later")
