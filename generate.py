@@ -163,7 +163,8 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", required=True, help="folder in the hub's layout, or ORG/NAME on the hub; several to compare")
+    parser.add_argument("--model", nargs="+", required=True,
+                        help="folder in the hub's layout, or ORG/NAME on the hub; several to compare")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one instruction, whose response streams to the terminal")
     what.add_argument("--input", type=Path, help='file of {"instruction": ...} lines')

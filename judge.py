@@ -210,7 +210,8 @@ def model_judge(pairs, model: str, base_url: str, cache: Cache, seed: int = 1, b
     left = {key: body for key, body in bodies.items() if key not in cache.choices}
     tokens = sum(len(body["messages"][0]["content"]) for body in left.values()) // 4
     cost = "" if price_per_million is None else f", {tokens * price_per_million / 1e6:.2f} at {price_per_million:g} per million"
-    print(f"{len(left)} calls to {model}, about {tokens:,} input tokens{cost}; {len(bodies) - len(left)} are in {cache.path}", flush=True)
+    print(f"{len(left)} calls to {model}, about {tokens:,} input tokens{cost}; {len(bodies) - len(left)} are in {cache.path}",
+          flush=True)
 
     session = requests.Session()
     session.mount(url, HTTPAdapter(pool_maxsize=workers))
@@ -226,7 +227,8 @@ def model_judge(pairs, model: str, base_url: str, cache: Cache, seed: int = 1, b
                 if now > shown + 5 or done == len(left):
                     shown, rate = now, done / (now - began)
                     seconds = (len(left) - done) / rate
-                    print(f"{done}/{len(left)} calls  {rate:.1f}/s  {seconds // 60:.0f}:{seconds % 60:02.0f} left", file=sys.stderr, flush=True)
+                    print(f"{done}/{len(left)} calls  {rate:.1f}/s  {seconds // 60:.0f}:{seconds % 60:02.0f} left",
+                          file=sys.stderr, flush=True)
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -311,7 +313,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--outputs", type=Path, help="the answers to judge, in AlpacaEval's format")
-    what.add_argument("--rank", nargs="+", metavar="MODEL", help="folders, or names on the hub, of models whose ranking of responses to measure")
+    what.add_argument("--rank", nargs="+", metavar="MODEL", help="models, as folders or names on the hub, whose ranking to measure")
     parser.add_argument("--reference", type=Path, help="the answers to compare --outputs with")
     parser.add_argument("--judge", default="world", metavar="world|MODEL", help="the world's answer key, or a model to ask")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")

@@ -375,7 +375,7 @@ def weight_files(folder: Path) -> dict[Path, list[str] | None]:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file beside it}}}}; fetch it again') from None
     if absent := sorted(file.name for file in files if not file.exists()):
-        raise FileNotFoundError(f"{index} names {shorten(absent)}, which {'is' if len(absent) == 1 else 'are'} not there; fetch the model again")
+        raise FileNotFoundError(f"{index} names {shorten(absent)}, not found beside it; fetch the model again")
     return files
 
 

@@ -204,7 +204,8 @@ def parse_arguments():
     parser.add_argument("--out", type=Path, required=True, help="folder to write, in the hub's layout")
     parser.add_argument("--epochs", type=int, help="default: the method's own, see METHODS")
     parser.add_argument("--lr", type=float,
-                        help="peak learning rate; default: the paper's 1e-5 (OLMo: 3e-6) from width 2,048, 1e-4 below, 3e-3 for pretrain")
+                        help="peak learning rate; default: from width 2,048 the paper's 1e-5 (OLMo: 3e-6), below 1e-4; "
+                             "for pretrain 3e-3")
     parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of steps over which the rate rises")
     parser.add_argument("--batch-size", type=int, default=64, help="sequences in a step (the paper's)")

@@ -67,7 +67,8 @@ def each(example):
     return lambda rows: (made for row in rows if (made := example(row)) is not None)
 
 
-SOURCES = [  # file, where: a dataset's rows (dataset, config, split) or a raw file, the paper's count, of the first or of all, rows to examples
+# file; where: a dataset's rows (dataset, config, split) or a raw file; the paper's count, of the first or of all; rows to examples
+SOURCES = [
     ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, "all", each(lima)),
     ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374, "all", each(lambda row: dialogue(row["text"], row["code"]))),
     ("gsm", ("openai/gsm8k", "main", "train"), 1000, "first", each(lambda row: dialogue(row["question"], row["answer"]))),
@@ -97,7 +98,8 @@ def get(session: requests.Session, url: str, **options) -> requests.Response:
     try:
         response = session.get(url, timeout=TIMEOUT, **options)
     except requests.RequestException as error:
-        raise OSError(f"{url}: no answer after {ATTEMPTS} tries ({type(error).__name__}); check the network, then run this again") from None
+        raise OSError(f"{url}: no answer after {ATTEMPTS} tries ({type(error).__name__}); "
+                      "check the network, then run this again") from None
     if response.status_code in (401, 403):
         page = url.partition("/resolve/")[0].replace("/api/models", "").partition("/tree/")[0]
         raise OSError(f"{url} is closed ({response.status_code}): ask for access at {page}, then set HF_TOKEN to a token of yours")
@@ -120,7 +122,8 @@ def get_json(session: requests.Session, url: str, **options):
         return response.json()
     except ValueError:
         kind = response.headers.get("Content-Type", "no content type")
-        raise ValueError(f"{response.url} answered no JSON but {kind}, beginning {response.text[:40]!r}; try again later") from None
+        raise ValueError(f"{response.url} answered no JSON but {kind}, beginning {response.text[:40]!r}; "
+                         "try again later") from None
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, size: int, digest: str):
@@ -146,12 +149,14 @@ def fetch_file(session: requests.Session, url: str, path: Path, size: int, diges
             gained = incomplete.exists() and incomplete.stat().st_size > have
             failures = 0 if gained else failures + 1
             if failures == ATTEMPTS:
-                raise OSError(f"{url} broke off {ATTEMPTS} times ({type(error).__name__}); run this again to go on from there") from None
+                raise OSError(f"{url} broke off {ATTEMPTS} times ({type(error).__name__}); "
+                              "run this again to go on from there") from None
             time.sleep(BACKOFF * 2**failures)
         except OSError as error:
             if error.errno is None:
                 raise
-            raise OSError(f"could not write {incomplete} ({error.strerror}); make room and run this again to go on from there") from None
+            raise OSError(f"could not write {incomplete} ({error.strerror}); "
+                          "make room and run this again to go on from there") from None
         else:
             if incomplete.stat().st_size < size:
                 break  # an answer that was whole, and too short
@@ -191,7 +196,8 @@ def fetch_model(repo: str, folder: Path):
 
     def fetch(name):
         if name not in files or Path(name).name != name:
-            raise ValueError(f"{HUB}/{repo} has no {name} beside its README; a model must come with config.json, tokenizer.json and safetensors")
+            raise ValueError(f"{HUB}/{repo} has no {name} beside its README; "
+                             "a model must come with config.json, tokenizer.json and safetensors")
         fetch_file(session, f"{HUB}/{repo}/resolve/main/{name}", folder / name, *files[name])
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,9 +263,11 @@ def fetch_data(folder: Path, sources=SOURCES):
         except (ValueError, TypeError, KeyError, AttributeError, SyntaxError) as error:
             problems, examples = [f"{type(error).__name__}: {error}"], []
         if problems:
-            raise ValueError(f"{address} is not what it was when the paper was written ({problems[0]}); mend its line of SOURCES in data/download.py")
+            raise ValueError(f"{address} is not what it was when the paper was written ({problems[0]}); "
+                             "mend its line of SOURCES in data/download.py")
         if len(examples) != count:
-            raise ValueError(f"{address} gave {len(examples)} examples, the paper had {count}; mend its line of SOURCES in data/download.py")
+            raise ValueError(f"{address} gave {len(examples)} examples, the paper had {count}; "
+                             "mend its line of SOURCES in data/download.py")
         write_jsonl(path, examples)
         print(f"{path}: {count} from {address}")
 

@@ -83,7 +83,8 @@ def run(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name:
                 finished(name)
                 spent = time.perf_counter() - began
                 left = spent / done * (total - done)
-                print(f"{name}  ({100 * done / total:.0f} %, {clock(spent)} so far, {clock(left)} left)", file=sys.stderr, flush=True)
+                print(f"{name}  ({100 * done / total:.0f} %, {clock(spent)} so far, {clock(left)} left)",
+                      file=sys.stderr, flush=True)
         except BaseException:
             stop.set()
             for process in list(running):
@@ -148,8 +149,9 @@ def table(model: Path, data: Path, out: Path, workers: int) -> list[dict]:
                             + answering(path, data / f"{questions}.jsonl", path / f"{questions}.json"))
 
     print("choosing epochs on val", file=sys.stderr)
-    jobs = {f"base, rules {rules}": (2, answering(model, data / "eval.jsonl", out / f"base-{rules}.json", rules)) for rules in RULES}
-    jobs |= {f"{method}, {epochs} epochs": (tune(method, epochs, SEEDS[0], "val")) for method in TUNED for epochs in EPOCHS}
+    jobs = {f"base, rules {rules}": (2, answering(model, data / "eval.jsonl", out / f"base-{rules}.json", rules))
+            for rules in RULES}
+    jobs |= {f"{method}, {epochs} epochs": tune(method, epochs, SEEDS[0], "val") for method in TUNED for epochs in EPOCHS}
     run(unfinished(jobs), workers)
     chosen = {method: max(EPOCHS, key=lambda epochs: mean_grade(folder(method, epochs, SEEDS[0]) / "val.json", val))
               for method in TUNED}  # of equals the first, which trains least
@@ -244,7 +246,8 @@ def sweep_markdown(rows: list[dict]) -> str:
     columns = list(rows[0]["win_rate"])
     lines = ["| answered | nearness | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for row in rows:
-        lines.append(f"| {row['answered']} | {row['nearness']} | " + " | ".join(f"{rate:.1f}" for rate in row["win_rate"].values()) + " |")
+        rates = " | ".join(f"{rate:.1f}" for rate in row["win_rate"].values())
+        lines.append(f"| {row['answered']} | {row['nearness']} | {rates} |")
     return "\n".join(lines)
 
 
@@ -284,7 +287,8 @@ def main():
         rows = sweep(args.model, result.with_suffix(""), args.workers, result)
         print(sweep_markdown(rows), figure(rows), sep="\n\n")
         if setting := carried(rows):
-            print(f"\nthe carried base's setting, by the rule of `carried`: answered {setting['answered']}, nearness {setting['nearness']}")
+            print("\nthe carried base's setting, by the rule of `carried`: "
+                  f"answered {setting['answered']}, nearness {setting['nearness']}")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_a_shard_that_is_absent_truncated_or_of_a_wrong_shape_is_named(sharded):
     with pytest.raises(ValueError, match=r"model-0000.-of-00004.safetensors: .* config.json asks for"):
         Llama.from_pretrained(sharded)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match="names model-00002-of-00004.safetensors, which is not there"):
+    with pytest.raises(FileNotFoundError, match="names model-00002-of-00004.safetensors, not found beside it"):
         Llama.from_pretrained(sharded)
 
 
