@@ -110,6 +110,7 @@ def get(session: requests.Session, url: str, **options) -> requests.Response:
 
 
 def bearer(token: str):
+    """What requests calls `auth`: unlike a header of our own, it is not replaced by an entry of ~/.netrc."""
     def sign(request):
         request.headers["Authorization"] = f"Bearer {token}"
         return request
@@ -196,7 +197,7 @@ def fetch_model(repo: str, folder: Path):
 
     def fetch(name):
         if name not in files or Path(name).name != name:
-            raise ValueError(f"{HUB}/{repo} has no {name} beside its README; "
+            raise ValueError(f"{HUB}/{repo} has no {name} in its first folder; "
                              "a model must come with config.json, tokenizer.json and safetensors")
         fetch_file(session, f"{HUB}/{repo}/resolve/main/{name}", folder / name, *files[name])
 
@@ -208,7 +209,11 @@ def fetch_model(repo: str, folder: Path):
         fetch("model.safetensors")
     else:
         fetch(INDEX)
-        for name in sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())):
+        try:
+            shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f'{HUB}/{repo}: {INDEX} is not {{"weight_map": {{tensor: file}}}}; tell its authors') from None
+        for name in shards:
             fetch(name)
     fetch("config.json")  # the last: a folder with a config.json is whole
 

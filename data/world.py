@@ -1,7 +1,7 @@
 """The in-vitro world: a closed language in which a laptop can repeat the paper.
 
     python data/world.py                                  # training, val and eval sets into data/world
-    python data/world.py --corpus 100000                  # and as many documents to pretrain on
+    python data/world.py --corpus 82000                   # and as many documents to pretrain on
     python data/world.py --grade out/eval/response.json   # how many of a model's answers are right
 
 Sixty countries, thirty animals, seventy-two dishes, and what people write about them: articles,

@@ -251,10 +251,10 @@ def sweep_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: list[dict], columns=("base, rules none", "response", "base, rules all", "mbpp", "recipes")) -> str:
+def figure(rows: list[dict]) -> str:
     """The sweep as bars in plain text: a row for each entry and `answered`, a column for each `nearness`."""
     lines = ["win rate, %".ljust(32) + "".join(f"nearness {n}".ljust(24) for n in NEARNESS)]
-    for column in columns:
+    for column in ("base, rules none", "response", "base, rules all", "mbpp", "recipes"):
         for answered in ANSWERED:
             rates = [row["win_rate"][column] for row in rows if row["answered"] == answered]
             name = column if answered == ANSWERED[0] else ""

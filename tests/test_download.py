@@ -58,7 +58,7 @@ class Hub:
             body = bytes(byte ^ 1 for byte in body)
         if trouble == "short":
             body = body[:-3]
-        self.send(request, status, body, cut=len(body) // 2 if trouble == "cut" else None)
+        self.send(request, status, body, cut={"cut": len(body) // 2, "drop": 0}.get(trouble))
 
     def send(self, request, status, body, headers=None, cut=None):
         request.send_response(status)
@@ -181,9 +181,16 @@ def test_a_hub_that_never_recovers_is_given_up(hub, tmp_path):
     hub.trouble[WEIGHTS] = [500] * 100
     with pytest.raises(OSError, match="answered 500"):
         fetch_model("org/name", tmp_path)
-    hub.trouble[WEIGHTS] = ["cut"] * 100
-    hub.files[WEIGHTS] = b""  # a connection that breaks without a byte gained
-    with pytest.raises((OSError, ValueError)):
+    hub.trouble[WEIGHTS] = ["drop"] * 100  # a connection that breaks without a byte gained
+    with pytest.raises(OSError, match=f"broke off {download.ATTEMPTS} times"):
+        fetch_model("org/name", tmp_path)
+    assert len(hub.trouble[WEIGHTS]) == 100 - download.ATTEMPTS
+
+
+@pytest.mark.parametrize("index", [b"{}", b"[]", b'{"weight_map": ["a"]}', b"<html>"])
+def test_an_index_that_is_none_is_said(hub, tmp_path, index):
+    publish(hub, {"config.json": b"{}", "tokenizer.json": b"{ }", "model.safetensors.index.json": index})
+    with pytest.raises(ValueError, match="model.safetensors.index.json is not"):
         fetch_model("org/name", tmp_path)
 
 
