@@ -70,9 +70,9 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
                 cache[i] = keys[keep], values[keep]
         if adapter:
             seen.scatter_(1, token[:, None], True)
-        if longest + n == cache[0][0].shape[1]:  # the longest row has filled the cache
+        if longest + n == cache[0][0].shape[2]:  # the longest row has filled the cache
             for i, (keys, values) in enumerate(cache):
-                cache[i] = tuple(F.pad(t, (0, 0, 0, 0, 0, CACHE_BLOCK)) for t in (keys, values))  # (B, S + block, H, D)
+                cache[i] = tuple(F.pad(t, (0, 0, 0, CACHE_BLOCK)) for t in (keys, values))  # (B, n_kv_heads, S + block, D)
         h = model.hidden(token[:, None], cache, lengths)[:, 0]  # (B, C)
         lengths = lengths + 1
     return answers

@@ -9,15 +9,18 @@ Modules carry the hub's names, so a checkpoint's tensors load by name with no ta
 import json
 import math
 import os
+import platform
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo": "OlmoForCausalLM"}  # by model_type
 # Keys of config.json that change the result, with the only value that this file implements.
@@ -151,7 +154,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):  # (B, T, C) -> (B, T, C)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps)
 
 
 def rotary_angles(positions, config: Config):
@@ -191,6 +194,24 @@ def norm(config: Config) -> nn.Module:
     return LayerNorm() if config.model_type == "olmo" else RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class Linear(nn.Linear):
+    """x W^T. (..., in) -> (..., out)."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x):
+        return project(x, self)
+
+
+def project(x, module):
+    """x W^T with the weight of `module`, or with what `Llama.pack` made of it. (..., C) -> (..., C')."""
+    packed = getattr(module, "packed", None)
+    if packed is None:
+        return F.linear(x, module.weight)
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads."""
 
@@ -198,13 +219,13 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.clip = config.head_dim, config.clip_qkv
-        self.q_proj = nn.Linear(config.hidden_size, self.n_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, self.n_heads * self.head_dim)
+        self.k_proj = Linear(config.hidden_size, self.n_kv_heads * self.head_dim)
+        self.v_proj = Linear(config.hidden_size, self.n_kv_heads * self.head_dim)
+        self.o_proj = Linear(self.n_heads * self.head_dim, config.hidden_size)
 
     def forward(self, x, cos, sin, cache, start, mask):
-        """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, S, n_kv_heads, D). start: None or (B,).
+        """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). start: None or (B,).
         mask: None for causal, or (B, 1, T, S). Returns (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -213,26 +234,30 @@ class Attention(nn.Module):
         q = rotate(q.view(B, T, self.n_heads, self.head_dim), cos, sin)
         k = rotate(k.view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
         v = v.view(B, T, self.n_kv_heads, self.head_dim)
-        if cache is not None:
-            keys, values = cache  # (B, S, n_kv_heads, D) each
-            if start is None:
-                keys[:, :T], values[:, :T] = k, v
-            else:  # each row writes at its own length, over what padding left there
-                rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
-                columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
-                keys[rows, columns], values[rows, columns] = k, v
-                k, v = keys, values
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
+        if cache is not None and start is not None:  # each row writes at its own length, over what padding left there
+            rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
+            columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
+            cache[0][rows, :, columns], cache[1][rows, :, columns] = k, v
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if cache is not None and start is None:
+            cache[0][:, :, :T], cache[1][:, :, :T] = k, v
+        elif cache is not None:
+            k, v = cache
+        y = attend(q, k, v, mask)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
 def attend(q, k, v, mask):
     """softmax(q k^T / sqrt(D)) v, causal where mask is None. q: (B, H, T, D); k, v: (B, n_kv_heads, S, D)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # slower than fp32 on CPUs, backward by far
-        with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
+    if mask is None:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # slower than fp32 on CPUs, backward by far
+            with torch.autocast("cpu", enabled=False):
+                return attend(q.float(), k.float(), v.float(), None).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
+    # The heads that share keys become rows of one: a long cache is then read once, not once for each of them.
+    groups = q.shape[1] // k.shape[1]
+    rows = q.reshape(*k.shape[:2], groups * q.shape[2], -1)  # (B, n_kv_heads, groups * T, D)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view_as(q)
 
 
 class MLP(nn.Module):
@@ -240,9 +265,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):  # (B, T, C) -> (B, T, C)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -274,8 +299,14 @@ class Llama(nn.Module):
             layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
             norm=norm(config),
         ))
+        self.gradient_checkpointing = False  # keep each layer's input alone for backward, and compute the rest again
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+
+    @property
+    def head(self) -> nn.Module:
+        """The module whose weight is the vocabulary matrix, (V, C)."""
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     @property
     def device(self) -> torch.device:
@@ -296,27 +327,43 @@ class Llama(nn.Module):
         mask = None
         if start is not None:
             positions = start[:, None] + positions  # (B, T)
-            slots = torch.arange(cache[0][0].shape[1], device=ids.device)  # (S,)
-            mask = (slots <= positions[..., None])[:, None]  # (B, 1, T, S)
+            slots = torch.arange(cache[0][0].shape[2], device=ids.device)  # (S,)
+            groups = self.config.num_attention_heads // self.config.num_key_value_heads
+            mask = (slots <= positions.repeat(1, groups)[..., None])[:, None]  # (B, 1, groups * T, S)
         cos, sin = rotary_angles(positions, self.config)
         x = self.model.embed_tokens(ids)  # (B, T, C)
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, cache and cache[i], start, mask)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, None, None, None, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, cache and cache[i], start, mask)
         return self.model.norm(x)
 
     def logits(self, h):
         """Next-token logits of hidden states. (..., C) -> (..., V)."""
-        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return F.linear(h, head.weight)
+        return project(h, self.head)
 
     def forward(self, ids, cache=None, start=None):
         return self.logits(self.hidden(ids, cache, start))  # (B, T, V)
 
     def new_cache(self, batch_size: int, length: int):
-        """An empty key/value cache: for each layer two tensors, (batch_size, length, n_kv_heads, head_dim)."""
+        """An empty key/value cache: for each layer two tensors, (batch_size, n_kv_heads, length, head_dim)."""
         weight = self.model.embed_tokens.weight
-        shape = (batch_size, length, self.config.num_key_value_heads, self.config.head_dim)
+        shape = (batch_size, self.config.num_key_value_heads, length, self.config.head_dim)
         return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
+
+    def pack(self):
+        """Reorder the weights for decoding on an x86 CPU; elsewhere do nothing. The model can't be trained or saved after.
+
+        A step of decoding only reads the weights, and reads them about twice as fast in the order in which
+        the CPU's matrix kernel takes them (what torch.compile's freezing does, without the compiling).
+        """
+        if self.device.type == "cpu" and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64"):
+            for module in [m for m in self.modules() if isinstance(m, Linear)] + [self.head]:
+                module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), 1)
+                if isinstance(module, Linear):
+                    module.weight = None  # the embedding's is still looked up
+        return self
 
     def init_weights(self, generator=None):
         """Random weights for pretraining: normal, 0.02, less where a layer adds to the residual (GPT-2)."""
@@ -330,8 +377,11 @@ class Llama(nn.Module):
         return self
 
     @classmethod
-    def from_pretrained(cls, path, dtype=torch.float32, device="cpu") -> "Llama":
+    def from_pretrained(cls, path, dtype=torch.float32, device="cpu", shard=None) -> "Llama":
         """Load a folder in hub layout, tensor by tensor, into `dtype` on `device`.
+
+        shard: called with the model while it has no data yet; of the parameters that it splits over
+        ranks, only this rank's parts are kept.
 
         Raises FileNotFoundError for an absent file, ValueError for a config that is not supported, a
         file that is not whole, and tensors that are missing, unexpected or of the wrong shape.
@@ -339,6 +389,8 @@ class Llama(nn.Module):
         config = Config.from_json(Path(path) / "config.json")
         with torch.device("meta"):
             model = cls(config)
+        if shard:
+            shard(model)
         files, expected, tensors = weight_files(Path(path)), model.state_dict(), {}
         if missing := sorted(expected.keys() - {name for names in files.values() for name in names or expected}):
             raise ValueError(f"{Path(path) / INDEX}: missing {shorten(missing)}")
@@ -348,12 +400,16 @@ class Llama(nn.Module):
         model.load_state_dict(tensors, assign=True)
         return model
 
-    def save_pretrained(self, path):
-        """Write config.json and model.safetensors, each whole or not at all. Raises OSError when the disk is full."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        self.config.dtype = str(self.model.embed_tokens.weight.dtype).removeprefix("torch.")
-        save_tensors(path / "model.safetensors", self.state_dict(), {"format": "pt"})
+    def save_pretrained(self, path, dtype=None):
+        """Write config.json and model.safetensors, each whole or not at all, in `dtype` (None: the weights' own).
+
+        Of a sharded model rank 0 writes, but every rank must call this. Raises OSError when the disk is full.
+        """
+        path, dtype = Path(path), dtype or self.model.embed_tokens.weight.dtype
+        save_tensors(path / "model.safetensors", self.state_dict(), {"format": "pt"}, dtype)
+        if not is_main():
+            return
+        self.config.dtype = str(dtype).removeprefix("torch.")
         with replacing(path / "config.json") as temporary:
             temporary.write_text(self.config.to_json(), encoding="utf-8")
 
@@ -400,17 +456,42 @@ def load_tensors(path: Path, expected: dict, dtype, device) -> dict:
         tensors = {}
         for name in names:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                tensors[name] = file.get_tensor(name).to(dtype)
+                tensors[name] = placed_like(expected[name], file.get_tensor(name).to(dtype))
         return tensors
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
 
 
-def save_tensors(path: Path, tensors: dict, metadata: dict):
-    """Write a safetensors file under a temporary name, then rename it over `path`."""
+def placed_like(parameter, tensor):
+    """This rank's part of `tensor` if `parameter` is sharded over ranks, else all of it."""
+    if not hasattr(parameter, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # a second of importing, which only sharding needs
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes: the only one, or torchrun's rank 0."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def save_tensors(path: Path, tensors: dict, metadata: dict, dtype=None):
+    """Write a safetensors file under a temporary name, then rename it over `path`.
+
+    Tensors that are sharded over ranks are gathered one by one, which every rank must take part in; rank 0 writes.
+    """
+    whole = {}
+    for name, tensor in tensors.items():
+        tensor = (tensor.full_tensor() if hasattr(tensor, "placements") else tensor).detach()
+        if is_main():
+            whole[name] = tensor.to("cpu", dtype or tensor.dtype).contiguous()
+    if not is_main():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            save_file(whole, temporary, metadata)
             temporary.chmod(0o644)  # the library makes it for its owner alone
         except SafetensorError as error:
             raise OSError(f"could not write {path} ({error}); what was there before is untouched") from None

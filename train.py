@@ -1,20 +1,24 @@
 """Finetuning and pretraining: a masked loss, AdamW, and nothing else.
 
     python train.py --method response --model data/tiny --data data/world --out out/response
+    torchrun --nproc_per_node=8 train.py ...        # the same run, sharded over eight GPUs
 
 A method is a file of dialogues and whether their instructions are blanked (sections 3 to 5 of the
 paper). `pretrain` is the same loop over documents, from random weights, with every token scored.
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
@@ -22,7 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from data.download import model_folder
 from data.format import (IGNORE, Tokenizer, check_dialogue, check_fields, encode, encode_document, read_jsonl,
                          train_tokenizer)
-from model import Config, Llama, default_device, device_name, load_tensors, replacing, save_tensors, weight_files
+from model import (Config, Llama, default_device, device_name, is_main, load_tensors, replacing, save_tensors,
+                   weight_files)
 
 METHODS = {  # file, instructions blanked, default epochs: the paper's scripts for Llama-2-7B; other tasks take GSM's
     "instruction": ("broad", False, 15),
@@ -34,6 +39,9 @@ METHODS = {  # file, instructions blanked, default epochs: the paper's scripts f
     "chess": ("chess", False, 7),
     "pretrain": ("corpus", False, 1),
 }
+# Options that change how fast a run goes or where it goes, not what comes out.
+NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile", "gradient_checkpointing", "dry_run"}
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 CHECKPOINT, RECORD = "checkpoint.safetensors", "run.json"  # of a run under way; of a finished one
 
 
@@ -59,11 +67,11 @@ def n_scored(example) -> int:
     return sum(label != IGNORE for label in example[1][1:])
 
 
-def micro_batches(examples: list, token_budget: int):
-    """Cut a step's examples, sorted by length, into runs of at most `token_budget` tokens, padding included."""
+def micro_batches(examples: list, token_budget: int, world: int = 1):
+    """Cut a step's examples, sorted by length, into runs of at most `token_budget` tokens a rank, padding included."""
     batch = []
     for example in sorted(examples, key=lambda example: len(example[0])):
-        if batch and (len(batch) + 1) * len(example[0]) > token_budget:
+        if batch and math.ceil((len(batch) + 1) / world) * len(example[0]) > token_budget:
             yield batch
             batch = []
         batch.append(example)
@@ -77,6 +85,38 @@ def collate(batch: list, device):
             pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORE).to(device))
 
 
+class LinearCrossEntropy(torch.autograd.Function):
+    """The summed cross-entropy of logits h W^T, without ever holding them all.
+
+    h: (N, C); weight W: (V, C); targets: (N,) int64. Returns a float32 scalar. The gradient of a logit is
+    softmax - onehot, so it is taken while the logits of a few rows are at hand. With the 49,152 words of
+    SmolLM2 this halves the time of the loss and takes a quarter of a step's memory away.
+    (torch.nn.functional.linear_cross_entropy of torch 2.13 does the same, but sums in bf16.)
+    """
+
+    ROWS = 512
+
+    @staticmethod
+    def forward(ctx, h, weight, targets):
+        loss = torch.zeros((), device=h.device)
+        dh, dw = torch.zeros_like(h), torch.zeros_like(weight)
+        for i in range(0, len(h), LinearCrossEntropy.ROWS):
+            rows, answers = h[i : i + LinearCrossEntropy.ROWS], targets[i : i + LinearCrossEntropy.ROWS, None]
+            logits = F.linear(rows, weight)  # (ROWS, V)
+            log_p = F.log_softmax(logits, -1, dtype=torch.float32)
+            loss -= log_p.gather(1, answers).sum()
+            dlogits = log_p.exp_().scatter_add_(1, answers, -torch.ones_like(answers, dtype=torch.float32)).to(logits.dtype)
+            dh[i : i + len(rows)] = dlogits @ weight
+            dw += dlogits.T @ rows
+        ctx.save_for_backward(dh, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss):
+        dh, dw = ctx.saved_tensors
+        return dh * dloss, dw.mul_(dloss), None
+
+
 def summed_loss(model: Llama, ids, labels):
     """The cross-entropy of every scored token, summed: a scalar. ids, labels: (B, T) int64.
 
@@ -85,23 +125,47 @@ def summed_loss(model: Llama, ids, labels):
     targets = labels[:, 1:]  # (B, T-1)
     scored = targets != IGNORE
     h = model.hidden(ids[:, :-1])[scored]  # (N, C)
-    return F.cross_entropy(model.logits(h).float(), targets[scored], reduction="sum")
+    return LinearCrossEntropy.apply(h, model.head.weight, targets[scored])
 
 
 def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
     """Add the gradient of one step's mean loss per scored token. Returns that loss, a scalar tensor.
 
     The sum is divided by the count of the whole step, so the gradient does not depend on how the
-    step is cut. (A mean of the micro-batches' means would weight tokens by their neighbours' lengths.)
+    step is cut, nor over how many ranks. (A mean of the micro-batches' means would weight tokens by
+    their neighbours' lengths.)
     """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     count = sum(n_scored(example) for example in examples)
     total = torch.zeros((), device=model.device)
-    for batch in micro_batches(examples, token_budget):
+    for batch in micro_batches(examples, token_budget, world):
+        # neighbours in length; a rank that gets none runs an unscored one, since all must gather the same weights
+        mine = batch[rank::world] or [(batch[0][0], [IGNORE] * len(batch[0][0]))]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
-            loss = summed_loss(model, *collate(batch, model.device)) / count
-        loss.backward()
+            loss = summed_loss(model, *collate(mine, model.device)) / count
+        (loss * world).backward()  # sharded gradients are averaged over ranks, and this is to be a sum
         total += loss.detach()
+    if world > 1:
+        dist.all_reduce(total)
     return total
+
+
+def shard(model: Llama, autocast: bool):
+    """Split every layer's weights, gradients and moments over torchrun's ranks (FSDP2; Zhao et al., 2023).
+
+    A layer is gathered when its turn comes, in bf16 under autocast, and dropped after; gradients are
+    summed in fp32. The embedding, needed at both ends, stays gathered in fp32 through a micro-batch.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import, and needed by none but torchrun
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(default_device() if dist.get_backend() == "nccl" else "cpu", (dist.get_world_size(),))
+    # without cast_forward_inputs the residual stream and the rotary angles stay in fp32, as on one device
+    policy = MixedPrecisionPolicy(torch.bfloat16 if autocast else None, torch.float32, cast_forward_inputs=False)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
 
 
 def learning_rate(step: int, n_steps: int, peak: float, schedule: str, warmup: float) -> float:
@@ -124,13 +188,58 @@ def fast_bf16(device: str) -> bool:
     return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
 
 
+def memory(config: Config, token_budget: int, world: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
+    """Bytes that training takes on each of `world` GPUs: bf16 autocast over fp32 weights, AdamW, layers not compiled."""
+    with torch.device("meta"):
+        model = Llama(config)
+    n = sum(p.numel() for p in model.parameters())
+    n_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    C, F_, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    n_q, n_kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    # what backward needs of a token in a layer: two norms' inputs in fp32, five projections' inputs, q, k, v, the
+    # attention's output, and of the MLP the gate before and after SiLU, the other half and their product
+    layer = 2 * 4 * C + 5 * 2 * C + 2 * (2 * n_q + 2 * n_kv) + 4 * 2 * F_
+    kept = config.num_hidden_layers * 4 * C + layer if gradient_checkpointing else config.num_hidden_layers * layer
+    # alone: autocast's copy of every weight. Sharded: two layers' weights in bf16, one's gradient in bf16 and fp32,
+    # and the embedding and vocabulary matrix with their gradients in fp32
+    gathered = 2 * n if world == 1 else (2 * 2 + 2 + 4) * n_layer + 8 * (n - config.num_hidden_layers * n_layer)
+    return {
+        "weights": 4 * n // world, "gradients": 4 * n // world, "moments": 8 * n // world, "copies": gathered,
+        "logits": LinearCrossEntropy.ROWS * V * 8 + 6 * V * C, "activations": token_budget * (kept + 12 * C),
+    }
+
+
+def memory_table(config: Config, token_budget: int) -> str:
+    """`memory` on 1, 2, 4 and 8 GPUs, with and without gradient checkpointing, as Markdown, in GB (1e9 bytes)."""
+    lines = []
+    for world in (1, 2, 4, 8):
+        for checkpointing in (False, True):
+            parts = memory(config, token_budget, world, checkpointing)
+            if not lines:
+                lines += ["| GPUs | checkpointing | " + " | ".join(parts) + " | each GPU, GB |", "|---" * (len(parts) + 3) + "|"]
+            cells = [f"{x / 1e9:.1f}" for x in [*parts.values(), sum(parts.values())]]
+            lines.append(f"| {world} | {'yes' if checkpointing else 'no'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def warn_without_flash(model: Llama):
+    """Say why, where SDPA will not use the flash kernel (Dao, 2023) for what this model trains on a GPU."""
+    config = model.config
+    q, k = (torch.empty(1, heads, 128, config.head_dim, dtype=torch.bfloat16, device=model.device)
+            for heads in (config.num_attention_heads, config.num_key_value_heads))
+    grouped = config.num_key_value_heads < config.num_attention_heads
+    parameters = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, grouped)
+    if not torch.backends.cuda.can_use_flash_attention(parameters, debug=True):  # debug: warns with the reason
+        print("attention will not use the flash kernel, for the reason given above; training is slower", file=sys.stderr)
+
+
 def save_checkpoint(path: Path, model: Llama, optimizer, settings: dict, step: int):
     """Weights and AdamW's moments in one safetensors file, so that they cannot come apart. The data order
     needs no saving: it follows from the seed and the epoch."""
     tensors = {}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
-        tensors |= {name: parameter.detach(), f"{name}.exp_avg": state["exp_avg"], f"{name}.exp_avg_sq": state["exp_avg_sq"]}
+        tensors |= {name: parameter, f"{name}.exp_avg": state["exp_avg"], f"{name}.exp_avg_sq": state["exp_avg_sq"]}
     save_tensors(path, tensors, {"settings": json.dumps(settings), "step": str(step)})
 
 
@@ -147,7 +256,8 @@ def load_checkpoint(path: Path, model: Llama, optimizer, settings: dict) -> int:
     check_settings(path, json.loads(metadata["settings"]), settings)
     tensors, step = load_tensors(path, expected, torch.float32, model.device), int(metadata["step"])
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[name])
+        with torch.no_grad():
+            parameter.copy_(tensors[name])
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step), device=model.device),
             "exp_avg": tensors[f"{name}.exp_avg"], "exp_avg_sq": tensors[f"{name}.exp_avg_sq"],
@@ -165,8 +275,14 @@ def check_settings(path: Path, found: dict, wanted: dict):
 
 def train(model: Llama, optimizer, examples: list, args, settings: dict, first_step: int) -> float:
     """Run the steps from `first_step` on. Returns the mean loss of the last epoch's steps."""
-    if model.device.type == "cuda":
-        model.hidden = torch.compile(model.hidden, dynamic=True)
+    if args.gradient_checkpointing is None:
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        args.gradient_checkpointing = (model.device.type == "cuda" and sum(memory(model.config, args.token_budget, world).values())
+                                       > 0.9 * torch.cuda.get_device_properties(model.device).total_memory)
+    model.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:  # one layer, since all are alike: a minute less than compiling the whole
+        for layer in model.model.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
     autocast = fast_bf16(args.device)
     per_epoch = math.ceil(len(examples) / args.batch_size)
     n_steps, losses, start = per_epoch * args.epochs, [], time.perf_counter()
@@ -188,8 +304,9 @@ def train(model: Llama, optimizer, examples: list, args, settings: dict, first_s
         now = time.perf_counter()
         rate = sum(len(ids) for ids, _ in batch) / (now - began)
         left = (now - start) / (step + 1 - first_step) * (n_steps - step - 1)
-        print(f"step {step + 1}/{n_steps}  epoch {epoch + 1}  loss {losses[-1]:.4f}  lr {lr:.2e}  "
-              f"{rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+        if is_main():
+            print(f"step {step + 1}/{n_steps}  epoch {epoch + 1}  loss {losses[-1]:.4f}  lr {lr:.2e}  "
+                  f"{rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
         if i == per_epoch - 1 and step + 1 < n_steps:
             save_checkpoint(args.out / CHECKPOINT, model, optimizer, settings, step + 1)
     return sum(losses) / len(losses)
@@ -211,7 +328,13 @@ def parse_arguments():
     parser.add_argument("--batch-size", type=int, default=64, help="sequences in a step (the paper's)")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens at which an example is cut (the paper's)")
     parser.add_argument("--token-budget", type=int,
-                        help="tokens in a micro-batch, padding included: speed and memory, not results (but their last bits)")
+                        help="tokens in a micro-batch of one device, padding included: speed and memory, not results "
+                             "(but their last bits); default 2,048 on a CPU, 16,384 on a GPU")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
+                        help="torch.compile the layers; default: on a GPU. On a CPU it costs half a minute and saves a quarter")
+    parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction,
+                        help="compute the activations twice rather than keep them; default: on a GPU where they would not fit")
+    parser.add_argument("--dry-run", action="store_true", help="print what memory training would take, and stop")
     parser.add_argument("--seed", type=int, default=1, help="of the data order, and of pretraining's first weights")
     parser.add_argument("--device", type=device_name, default=default_device())
     what = parser.add_mutually_exclusive_group()
@@ -234,12 +357,17 @@ def settle_defaults(args, config: Config) -> dict:
     name, _, epochs = METHODS[args.method]
     args.epochs = args.epochs or epochs
     args.max_length = min(args.max_length, config.context)
-    args.token_budget = args.token_budget or (16384 if args.device.startswith("cuda") else 2048)
+    cuda = args.device.startswith("cuda")
+    args.token_budget = args.token_budget or (GPU_TOKEN_BUDGET if cuda else CPU_TOKEN_BUDGET)
+    if args.compile is None:
+        args.compile = cuda
+    if args.compile and not cuda and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise ValueError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ is on the path; leave it out")
     if args.lr is None:  # the paper's for OLMo-7B and Llama-2-7B; a narrow model takes, and needs, larger steps
         paper = 3e-6 if config.model_type == "olmo" else 1e-5
         args.lr = 3e-3 if args.method == "pretrain" else paper if config.hidden_size >= 2048 else 1e-4
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in ("out", "device", "resume", "overwrite", "token_budget")}
+                if key not in NOT_SETTINGS}
     settings["data_sha256"] = fingerprint(args.data / f"{name}.jsonl")
     if args.method != "pretrain":
         settings["model_sha256"] = fingerprint(*weight_files(args.model))
@@ -282,23 +410,31 @@ def claim(args, settings: dict) -> bool:
 
 def load(args, config: Config) -> tuple[Tokenizer, Llama]:
     """The base model; for pretrain, a tokenizer trained on the corpus and random weights."""
+    split = (lambda model: shard(model, fast_bf16(args.device))) if dist.is_initialized() else None
     if args.method != "pretrain":
-        return Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
+        return Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device, shard=split)
     texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_fields("text"))]
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
         raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, "
                          "as the tokenizer trained here has them")
-    args.out.mkdir(parents=True, exist_ok=True)
-    bpe = train_tokenizer(texts, config.vocab_size)
-    for name, text in (("tokenizer.json", bpe.to_str(pretty=True)), ("config.json", config.to_json())):
-        with replacing(args.out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return Tokenizer(args.out), Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
+    if is_main():
+        args.out.mkdir(parents=True, exist_ok=True)
+        bpe = train_tokenizer(texts, config.vocab_size)
+        for name, text in (("tokenizer.json", bpe.to_str(pretty=True)), ("config.json", config.to_json())):
+            with replacing(args.out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    wait_for_all()
+    model = Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
+    if split:
+        split(model)
+    return Tokenizer(args.out), model
 
 
 def save(args, model: Llama, record: dict):
     """Write the finished run in the hub's layout, in the dtype of its base, and drop the checkpoint."""
-    model.to(getattr(torch, model.config.dtype)).save_pretrained(args.out)
+    model.save_pretrained(args.out, getattr(torch, model.config.dtype))
+    if not is_main():
+        return
     if args.method != "pretrain":
         for name in ("tokenizer.json", "tokenizer_config.json"):  # the second is for other readers of the folder
             if (args.model / name).exists():
@@ -308,25 +444,57 @@ def save(args, model: Llama, record: dict):
     (args.out / CHECKPOINT).unlink(missing_ok=True)
 
 
+def prepare_machine(args):
+    """Settings of the process: memory, precision, and torchrun's process group."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        # glibc hands large blocks back when they are freed, and the next tensor is new pages that the system
+        # must zero: a fifth of a training step on a CPU. M_MMAP_MAX = -4, M_TRIM_THRESHOLD = -1.
+        ctypes.CDLL(None).mallopt(-4, 0)
+        ctypes.CDLL(None).mallopt(-1, -1)
+    if "RANK" in os.environ:  # set by torchrun
+        if args.device.startswith("cuda"):
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    if args.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32
+
+
+def wait_for_all():
+    """Let the ranks of torchrun, if there are several, come together."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def main():
     args = parse_arguments()
     args.model = model_folder(args.model)
     config = Config.from_json(args.model / "config.json")
+    if args.dry_run:
+        print(memory_table(config, args.token_budget or GPU_TOKEN_BUDGET))
+        return
+    prepare_machine(args)
     settings = settle_defaults(args, config)
-    if not claim(args, settings):
+    free = claim(args, settings)
+    wait_for_all()  # until all have looked, none may write
+    if not free:
         return
     tokenizer, model = load(args, config)
     examples = load_examples(args.method, args.data, tokenizer, args.max_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
-    if args.overwrite:  # only now that the input is known to be good
+    if args.overwrite and is_main():  # only now that the input is known to be good
         for name in (CHECKPOINT, RECORD, "model.safetensors"):
             (args.out / name).unlink(missing_ok=True)
+    wait_for_all()
     checkpoint = args.out / CHECKPOINT
     first_step = load_checkpoint(checkpoint, model, optimizer, settings) if checkpoint.exists() else 0
-    print(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
-          f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {args.device}"
-          f"{', bf16 autocast' if fast_bf16(args.device) else ''}{f', from step {first_step}' if first_step else ''}", flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
+    if is_main():
+        print(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
+              f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {args.device}"
+              f"{f' x {dist.get_world_size()}' if dist.is_initialized() else ''}"
+              f"{', bf16 autocast' if fast_bf16(args.device) else ''}{f', from step {first_step}' if first_step else ''}", flush=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        if model.device.type == "cuda":
+            warn_without_flash(model)
     began = time.perf_counter()
     try:
         loss = train(model, optimizer, examples, args, settings, first_step)
@@ -338,7 +506,10 @@ def main():
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
     save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})
-    print(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
+    if is_main():
+        print(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
