@@ -3,16 +3,20 @@
     python generate.py --model out/response --prompt "What is the capital of Nastekor?"
     python generate.py --model data/tiny out/response --input data/world/eval.jsonl --limit 3
     python generate.py --model out/response --input data/world/eval.jsonl --output out/response/eval.json
+    torchrun --nproc_per_node=8 generate.py ...     # the same, the instructions split over eight GPUs
 
 The second shows several models' answers side by side; the third writes AlpacaEval's format.
 """
 import argparse
 import json
+import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers.decoders import DecodeStream
 from torch.nn.utils.rnn import pad_sequence
@@ -31,8 +35,8 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     """Continue each prompt until EOS (not included in the result) or max_new_tokens, or the end of the model's context.
 
     Prompts of any lengths, padded on the right: each row writes its keys and values at its own
-    length, so a row's answer does not depend on its neighbours. A finished row leaves the batch.
-    temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
+    length, so a row's answer does not depend on its neighbours. Finished rows leave the batch when they
+    are a quarter of it: until then, leaving costs more (a copy of the cache) than staying. temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
     """
     context = model.config.context
     if (longest := max(map(len, prompts))) >= context:
@@ -40,42 +44,75 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     most = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
     device = model.device
     answers = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # which prompt each row of the batch continues
+    rows = list(range(len(prompts)))  # which prompt each row of the batch continues; None: it is finished
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,) tokens in the cache
     ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)  # (B, T)
     cache = model.new_cache(len(rows), longest + CACHE_BLOCK)
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V) tokens of each response
     h = model.hidden(ids, cache)[torch.arange(len(rows)), lengths - 1]  # (B, C)
+    graph = None
     for n in range(max_new_tokens):
         logits = model.logits(h).float()  # (B, V)
         if adapter:
             logits += adapter.scores(seen, n)
         token = choose(logits, temperature, top_p, generator)  # (B,)
-        alive = []
         for i, (row, t) in enumerate(zip(rows, token.tolist())):
-            if t == eos_id:
+            if row is None or t == eos_id:
+                rows[i] = None
                 continue
             answers[row].append(t)
             if on_token:
                 on_token(row, t)
-            if len(answers[row]) < most[row]:
-                alive.append(i)
+            if len(answers[row]) == most[row]:
+                rows[i] = None
+        alive = [i for i, row in enumerate(rows) if row is not None]
         if not alive:
             break
-        if len(alive) < len(rows):
+        if len(alive) <= 0.75 * len(rows):
             rows = [rows[i] for i in alive]
             keep = torch.tensor(alive, device=device)
             token, lengths, seen = token[keep], lengths[keep], seen[keep]
             for i, (keys, values) in enumerate(cache):  # layer by layer: two copies of one, not of all
                 cache[i] = keys[keep], values[keep]
+            graph = None
         if adapter:
             seen.scatter_(1, token[:, None], True)
         if longest + n == cache[0][0].shape[2]:  # the longest row has filled the cache
             for i, (keys, values) in enumerate(cache):
                 cache[i] = tuple(F.pad(t, (0, 0, 0, CACHE_BLOCK)) for t in (keys, values))  # (B, n_kv_heads, S + block, D)
-        h = model.hidden(token[:, None], cache, lengths)[:, 0]  # (B, C)
+            graph = None
+        if device.type == "cuda":
+            graph = graph or StepGraph(model, token, cache, lengths)
+            h = graph.replay(token, lengths)  # (B, C)
+        else:
+            h = model.hidden(token[:, None], cache, lengths)[:, 0]  # (B, C)
         lengths = lengths + 1
     return answers
+
+
+class StepGraph:
+    """A step of decoding, recorded: its hundreds of small kernels are launched by one call instead of one by one,
+    which takes longer than they do. It reads and writes the tensors that it was recorded with, so a cache
+    that has grown or a batch that has shrunk needs a new one.
+    """
+
+    def __init__(self, model: Llama, token, cache, lengths):
+        self.token, self.lengths = token.clone(), lengths.clone()  # (B,) each
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
+            model.hidden(self.token[:, None], cache, self.lengths)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.h = model.hidden(self.token[:, None], cache, self.lengths)[:, 0]
+
+    def replay(self, token, lengths):
+        """The hidden states after one more token a row. token, lengths: (B,). Returns (B, C), overwritten by the next call."""
+        self.token.copy_(token)
+        self.lengths.copy_(lengths)
+        self.graph.replay()
+        return self.h
 
 
 def choose(logits, temperature: float, top_p: float, generator=None):
@@ -140,6 +177,22 @@ def write_answers(path: Path, instructions: list[str], settings: dict, decode):
     partial.unlink(missing_ok=True)
 
 
+def write_share(path: Path, instructions: list[str], settings: dict, decode):
+    """write_answers under torchrun: each rank answers a run of the instructions, and rank 0 joins the files."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    bounds = [len(instructions) * r // world for r in range(world + 1)]
+    parts = [path.with_name(f"{path.name}.{r}-of-{world}") for r in range(world)]
+    first, last = bounds[rank : rank + 2]
+    write_answers(parts[rank], instructions[first:last], settings, lambda batch, start: decode(batch, first + start))
+    dist.barrier()
+    if rank == 0:
+        rows = [row for part in parts for row in json.loads(part.read_bytes())]
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        for part in parts:
+            part.unlink()
+
+
 def resume(partial: Path, settings: dict, instructions: list[str]) -> list[dict]:
     """The answers that an interrupted run with these settings left behind."""
     if not partial.exists():
@@ -193,6 +246,13 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    if "RANK" in os.environ:  # set by torchrun
+        if not args.output:
+            raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
+        if args.device == "cuda":
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # one rank may be done long before another
     dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     instructions = [args.prompt]
     if args.input:
@@ -202,7 +262,7 @@ def main():
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     shown = {}
     for path in map(model_folder, args.model):
-        model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
+        model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval().pack(), Tokenizer(path)
         options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device) if args.rules else None
 
         def decode(batch, start):  # seeded by its place, so that a run that was interrupted samples the same answers
@@ -215,7 +275,7 @@ def main():
             settings = {"generator": name, "weights": [[file.st_size, file.st_mtime_ns] for file in weights], "dtype": str(dtype),
                         "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens,
                         "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
-            write_answers(args.output, instructions, settings, decode)
+            (write_share if dist.is_initialized() else write_answers)(args.output, instructions, settings, decode)
         elif args.input:
             starts = range(0, len(instructions), args.batch_size)
             shown[path] = [text for i in starts for text in decode(instructions[i : i + args.batch_size], i)]

@@ -1,38 +1,142 @@
-"""Speed and memory on this machine: training, decoding, and what the rules cost.
+"""Speed and memory on this machine: training, decoding, what the rules cost, and the limits of the hardware.
 
     make bench [MODEL=folder]
+    python tests/bench.py --model DIR --data FILE.jsonl --dtype bfloat16 --rounds 3
+    python tests/bench.py --growth               # how time grows with length, batch and model size
 
-Figures are medians of alternating runs; on a shared machine trust the ratios within one run.
+Every piece of work runs in a process of its own, so that its peak memory is its own, and in turn with the
+others, so that a shared machine's moods fall on all alike; figures are medians over the rounds. Where
+transformers can be imported, it does the same work in turn.
 """
 import argparse
+import importlib.util
+import json
+import multiprocessing
+import random
 import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from adapter import Adapter
-from data.format import Tokenizer, encode, encode_prompt
+from adapter import RULES, Adapter
+from data.format import Tokenizer, check_dialogue, encode, encode_prompt, read_jsonl
 from data.world import World
 from generate import generate
-from model import Llama, default_device
-from train import accumulate_gradient, fast_bf16
+from model import Config, Llama, default_device
+from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, accumulate_gradient, fast_bf16, n_scored, prepare_machine
+
+PROMPT = "What is the capital of France?"
+BATCHES = (1, 16, 64)
 
 
-def seconds(*works, runs=5):
-    """The median time of each piece of work, run in turn after one warm-up."""
-    times = [[] for _ in works]
-    for _ in range(runs + 1):
-        for work, taken in zip(works, times):
-            began = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - began)
-    return [statistics.median(taken[1:]) for taken in times]
+def seconds(work, least: float = 1.0) -> float:
+    """The median time of `work` on an idle device, over `least` seconds of it; the first is a warm-up, if there are more."""
+    times = []
+    while sum(times) < least:
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:] or times)
+
+
+def peak_memory(args) -> int:
+    """The most bytes that this process has held: of the GPU's memory, or of the machine's."""
+    if args.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def dialogues(args) -> list[list[dict]]:
+    """The first exchange of each of args.examples dialogues, from --data or, without it, from the world."""
+    rows = list(read_jsonl(args.data, check_dialogue)) if args.data else World().training_set("broad", 1000)
+    random.Random(0).shuffle(rows)
+    return [row["messages"][:2] for row in rows[: args.examples]]
+
+
+def peaks(args) -> dict:
+    """What the hardware does at most: FLOP/s of a bf16 (where it is fast) matrix product, bytes/s of reading memory."""
+    n = 8192 if args.device.startswith("cuda") else 2048
+    a = torch.randn(n, n, device=args.device, dtype=torch.bfloat16 if fast_bf16(args.device) else torch.float32)
+    big = torch.ones(2**27, device=args.device)
+    return {"matmul": 2 * n**3 / seconds(lambda: a @ a),
+            "read": big.numel() * 4 / seconds(big.sum)}
+
+
+def train_ours(args) -> dict:
+    prepare_machine(args)
+    began = time.perf_counter()
+    tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
+    load = time.perf_counter() - began
+    examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
+    if args.compile:
+        for layer in model.model.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+    budget = GPU_TOKEN_BUDGET if args.device.startswith("cuda") else CPU_TOKEN_BUDGET
+
+    def work():
+        accumulate_gradient(model, examples, budget, fast_bf16(args.device))
+
+    first = seconds(lambda: accumulate_gradient(model, examples[:2], budget, fast_bf16(args.device)), 0.0001)
+    taken = seconds(work)
+    lengths, config = [len(ids) for ids, _ in examples], model.config
+    per_layer = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    vocabulary = config.vocab_size * config.hidden_size
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sum(n * n for n in lengths)
+    flops = 6 * (per_layer * sum(lengths) + vocabulary * sum(map(n_scored, examples)) + attention)  # causal: half of T^2
+    return {"tokens_per_s": sum(lengths) / taken, "flops_per_s": flops / taken, "first_s": first, "load_s": load,
+            "peak_memory": peak_memory(args)}
+
+
+def train_transformers(args) -> dict:
+    """As a trainer runs it: random order, micro-batches of 4, each padded to its longest."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device).train()
+    tokenizer = Tokenizer(args.model)
+    examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
+
+    def work():
+        for i in range(0, len(examples), 4):
+            batch = examples[i : i + 4]
+            width = max(len(ids) for ids, _ in batch)
+            ids, labels = torch.zeros(len(batch), width, dtype=torch.int64), torch.full((len(batch), width), -100)
+            mask = torch.zeros_like(ids)
+            for row, (x, y) in enumerate(batch):
+                ids[row, : len(x)], labels[row, : len(y)], mask[row, : len(x)] = torch.tensor(x), torch.tensor(y), 1
+            ids, labels, mask = (t.to(args.device) for t in (ids, labels, mask))
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=fast_bf16(args.device)):
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss.backward()
+
+    return {"tokens_per_s": sum(len(ids) for ids, _ in examples) / seconds(work), "peak_memory": peak_memory(args)}
+
+
+def decode_ours(args) -> dict:
+    tokenizer = Tokenizer(args.model)
+    model = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p is not model.model.embed_tokens.weight)
+    weights += model.head.weight.nbytes if model.config.tie_word_embeddings else 0
+    model.pack()
+    adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
+    prompt, result = encode_prompt(tokenizer, PROMPT), {}
+    for batch in BATCHES:
+        prompts = [prompt] * batch
+        generate(model, prompts, -1, 8)  # -1: an EOS that no row can emit keeps every row to the end
+        taken = seconds(lambda: generate(model, prompts, -1, args.tokens))
+        ruled = seconds(lambda: generate(model, prompts, -1, args.tokens, adapter=adapter))
+        result |= {f"decode_{batch}": batch * args.tokens / taken, f"ruled_{batch}": batch * args.tokens / ruled,
+                   f"rules_share_{batch}": rules_seconds(adapter, batch, model) / (taken / args.tokens),
+                   f"weights_per_s_{batch}": weights / (taken / args.tokens)}
+    return result | {"peak_memory": peak_memory(args)}
 
 
 def rules_seconds(adapter, batch: int, model: Llama) -> float:
@@ -41,49 +145,155 @@ def rules_seconds(adapter, batch: int, model: Llama) -> float:
     seen, token = torch.zeros_like(logits, dtype=torch.bool), torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
 
     def work():
-        for n in range(100):
+        for n in range(50):
             logits.add_(adapter.scores(seen, n))
             seen.scatter_(1, token, True)
 
-    return seconds(work)[0] / 100
+    return seconds(work) / 50
+
+
+def decode_transformers(args) -> dict:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device).eval()
+    prompt, result = encode_prompt(Tokenizer(args.model), PROMPT), {}
+    for batch in BATCHES:
+        ids = torch.tensor([prompt] * batch, device=args.device)
+
+        def work(n):
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n, do_sample=False)
+
+        work(8)
+        result[f"decode_{batch}"] = batch * args.tokens / seconds(lambda: work(args.tokens))
+    return result | {"peak_memory": peak_memory(args)}
+
+
+@torch.inference_mode()
+def decode_rules_as_the_papers_code(args) -> dict:
+    """One sequence at a time, the whole prefix again for every token, the rules in Python, token by token."""
+    tokenizer = Tokenizer(args.model)
+    model = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
+    adapter = Adapter(tokenizer, model.config.vocab_size, RULES, args.device)
+    shifts = [(i, x) for i, x in enumerate(adapter.token_shift.tolist()) if x]
+    prompt = encode_prompt(tokenizer, PROMPT)
+
+    def work():
+        ids = list(prompt)
+        for n in range(args.tokens):
+            scores = model(torch.tensor([ids], device=args.device))[0, -1].float()
+            for i, shift in shifts:
+                scores[i] += shift
+            scores[adapter.eos_id] += adapter.eos_slope * n
+            for i in set(ids[len(prompt) :]):
+                scores[i] -= adapter.repeat_penalty
+            scores[adapter.eos_id] = -torch.inf
+            ids.append(int(scores.argmax()))
+
+    return {"ruled_1": args.tokens / seconds(work)}
+
+
+def growth(args) -> dict:
+    """Seconds of a forward and backward pass, and of a step of decoding, of random models over length, batch and size."""
+    prepare_machine(args)
+    tiny = Config.from_json(Path(__file__).parent.parent / "data" / "tiny" / "config.json")
+    sizes = {  # width, layers, heads, key/value heads, words
+        "2M": tiny, "15M": replace(tiny, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
+                                   num_key_value_heads=2, head_dim=64, vocab_size=8192),
+        "135M": replace(tiny, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+                        num_key_value_heads=3, head_dim=64, vocab_size=49152)}
+    result = {}
+    for name, config in sizes.items():
+        config = replace(config, max_position_embeddings=4096)
+        model = Llama(config).init_weights().to(args.device)
+        for length in (256, 512, 1024, 2048):
+            ids = torch.randint(0, config.vocab_size, (length,)).tolist()
+
+            def step(batch):
+                accumulate_gradient(model, [(ids, ids)] * batch, length * batch, fast_bf16(args.device))
+
+            step(1)
+            result[f"train {name} length {length} batch 1"] = seconds(lambda: step(1))
+        for batch in (2, 4, 8):
+            ids = ids[:256]
+            result[f"train {name} length 256 batch {batch}"] = seconds(
+                lambda: accumulate_gradient(model, [(ids, ids)] * batch, 256 * batch, fast_bf16(args.device)))
+        model = Llama(config).init_weights().to(args.device, getattr(torch, args.dtype)).eval().pack()
+        for batch, length in ((1, 256), (1, 512), (1, 1024), (1, 2048), (4, 256), (16, 256), (64, 256)):
+            cache, start = model.new_cache(batch, length), torch.full((batch,), length - 1, device=args.device)
+            token = torch.zeros(batch, 1, dtype=torch.int64, device=args.device)
+            with torch.inference_mode():
+                result[f"decode {name} length {length} batch {batch}"] = seconds(
+                    lambda: model.logits(model.hidden(token, cache, start)))
+    return result
+
+
+def alone(work, args) -> dict:
+    """The result of work(args) in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, args).result()
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("data/tiny"))
+    parser.add_argument("--data", type=Path, help='dialogues to train on, lines of {"messages": [...]}; default: the world\'s')
+    parser.add_argument("--examples", type=int, default=32, help="how many of them")
     parser.add_argument("--device", default=default_device())
+    parser.add_argument("--dtype", help="to decode in; default: bfloat16 on cuda, else float32")
     parser.add_argument("--tokens", type=int, default=128, help="to decode")
-    args = parser.parse_args()
-    tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--growth", action="store_true")
+    args = SimpleNamespace(**vars(parser.parse_args()))
     cuda = args.device.startswith("cuda")
+    args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
+    args.compile = cuda
     name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; {name}; torch {torch.__version__}")
+    if args.growth:
+        result = alone(growth, args)
+        for work, taken in result.items():
+            print(f"{work:40} {1000 * taken:10.1f} ms")
+        print(json.dumps({"device": name, "torch": torch.__version__} | result))
+        return
+    works = {"nanofollow": [peaks, train_ours, decode_ours], "nanofollow, compiled": [train_ours],
+             "as the paper's code": [decode_rules_as_the_papers_code]}
+    if importlib.util.find_spec("transformers"):
+        works["transformers"] = [train_transformers, decode_transformers]
+    else:
+        print("transformers cannot be imported, so its column is missing", file=sys.stderr)
+    runs = {who: [] for who in works}
+    for i in range(args.rounds):
+        for who, parts in works.items():
+            args.compile = who.endswith("compiled")
+            results = {work.__name__: alone(work, args) for work in parts}
+            runs[who].append({f"{k}_{which.split('_')[0]}" if k == "peak_memory" else k: v
+                              for which, result in results.items() for k, v in result.items()})
+            print(f"round {i + 1} of {args.rounds}: {who} done", file=sys.stderr)
+    figures = {who: {k: statistics.median(run[k] for run in rounds) for k in rounds[0]} for who, rounds in runs.items()}
+    print(table(figures))
+    print(json.dumps({"model": str(args.model), "device": name, "torch": torch.__version__, "dtype": args.dtype,
+                      "rounds": args.rounds, "figures": figures}))
 
-    step = [encode(tokenizer, row["messages"], 2048) for row in World().training_set("broad", 64)]
-    n = sum(len(ids) for ids, _ in step)
-    if cuda:
-        model.hidden = torch.compile(model.hidden, dynamic=True)
-    budget = 16384 if cuda else 2048
-    half, full = seconds(lambda: accumulate_gradient(model, step, budget, True), lambda: accumulate_gradient(model, step, budget))
-    print(f"train   bf16 autocast {n / half:8,.0f} tokens/s   fp32 {n / full:8,.0f} tokens/s   "
-          f"default {'bf16' if fast_bf16(args.device) else 'fp32'}")
 
-    model = Llama.from_pretrained(args.model, torch.bfloat16 if cuda else torch.float32, args.device).eval()
-    adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
-    prompt = encode_prompt(tokenizer, "What is the capital of Nastekor?")
-    for batch in (1, 16, 64):
-        prompts = [prompt] * batch
-        # an EOS that no row can emit keeps every row to the end
-        plain, ruled = seconds(lambda: generate(model, prompts, -1, args.tokens),
-                               lambda: generate(model, prompts, -1, args.tokens, adapter=adapter))
-        n = batch * args.tokens
-        cost = rules_seconds(adapter, batch, model) / (plain / args.tokens)
-        print(f"decode  batch {batch:3} {n / plain:10,.0f} tokens/s   all rules {n / ruled:10,.0f} tokens/s   "
-              f"the rules' own work {100 * cost:.1f} % of a step")
-
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(f"peak memory {peak / 2**20:,.0f} MiB")
+def table(figures: dict) -> str:
+    """Markdown: a row for each piece of work, a column for whoever did it."""
+    ours = figures["nanofollow"]
+    rows = {"training, tokens/s": ("tokens_per_s", 1), "training, GFLOP/s": ("flops_per_s", 1e-9),
+            "training, peak memory, MiB": ("peak_memory_train", 2**-20), "first micro-batch (with compiling), s": ("first_s", 1),
+            "loading, s": ("load_s", 1)}
+    for batch in BATCHES:
+        rows |= {
+            f"decoding, batch {batch}, tokens/s": (f"decode_{batch}", 1),
+            f"decoding, batch {batch}, all rules, tokens/s": (f"ruled_{batch}", 1),
+            f"the rules' own work, batch {batch}, % of a step": (f"rules_share_{batch}", 100),
+            f"weights read, batch {batch}, GB/s": (f"weights_per_s_{batch}", 1e-9)}
+    rows |= {"decoding, peak memory, MiB": ("peak_memory_decode", 2**-20)}
+    lines = ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
+    for label, (key, scale) in rows.items():
+        cells = [f"{mine[key] * scale:,.{0 if mine[key] * scale >= 100 else 1}f}" if key in mine else "–" for mine in figures.values()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines.append(f"\nthe most that this machine did beside it: {ours['matmul'] / 1e9:,.0f} GFLOP/s in a matrix product, of which "
+                 f"training reached {100 * ours['flops_per_s'] / ours['matmul']:.0f} %; {ours['read'] / 1e9:.1f} GB/s of reading")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """generate.py: batched decoding against decoding one at a time with no cache, and the command line."""
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -151,3 +154,42 @@ def test_bad_input_is_refused_in_one_sentence(questions, tmp_path):
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--output", "x.json"), "--output goes with --input")
     assert_refused(command("generate.py", "--model", TINY, "--input", questions, "--output", questions), questions, "a file of its own")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--device", "abacus"), "abacus")
+
+
+def test_logits_are_made_of_the_last_position_only(small_model, prompts, monkeypatch):
+    """However long the prompt, the vocabulary matrix sees one hidden state a row."""
+    shapes, plain = set(), small_model.logits
+    monkeypatch.setattr(small_model, "logits", lambda h: shapes.add(tuple(h.shape)) or plain(h))
+    for prompt in (prompts[0], prompts[0] * 20):
+        generate(small_model, [prompt] * 4, -1, 3)
+    assert shapes == {(4, small_model.config.hidden_size)}
+
+
+def test_rows_that_stay_after_their_end_change_nothing(small_model, prompts):
+    """Rows leave by the quarter of a batch: of eight, the first to finish stays until there are two."""
+    batch = [prompts[i % len(prompts)] + [5 + i] for i in range(8)]
+    slow = [slow_greedy(small_model, prompt, -1, 40) for prompt in batch]
+    eos_id = next(t for t in slow[0][3:] if len({ids.index(t) if t in ids else 40 for ids in slow}) > 2)
+    slow = [ids[: ids.index(eos_id)] if eos_id in ids else ids for ids in slow]
+    assert generate(small_model, batch, eos_id, 40) == slow
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_packed_weights_give_the_same_logits(dtype, tolerance):
+    model = Llama.from_pretrained(TINY, dtype)
+    ids = torch.arange(5, 45).view(2, 20)
+    with torch.inference_mode():
+        expected = model(ids)
+        torch.testing.assert_close(model.pack()(ids), expected, rtol=tolerance, atol=tolerance * 10)
+
+
+def test_under_torchrun_the_instructions_are_split_and_joined(questions, tmp_path):
+    output = tmp_path / "out.json"
+    arguments = ["--model", str(TINY), "--input", str(questions), "--max-new-tokens", "8", "--device", "cpu", "--batch-size", "2"]
+    result = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "generate.py", *arguments,
+                             "--output", str(output)], cwd=ROOT, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    split = json.loads(output.read_text())
+    assert command("generate.py", *arguments, "--output", output).returncode == 0
+    assert split == json.loads(output.read_text())
+    assert list(tmp_path.glob("out.json*")) == [output]

@@ -2,7 +2,9 @@
 import hashlib
 import json
 import math
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY, assert_refused, command
+from safetensors.torch import load_file
 
 from data.format import IGNORE, encode
 from data.world import World
-from train import METHODS, accumulate_gradient, learning_rate, load_examples, micro_batches, n_scored
+from model import Config, Llama
+from train import (METHODS, LinearCrossEntropy, accumulate_gradient, learning_rate, load_examples, memory, micro_batches,
+                   n_scored)
 
 FAST = ("--epochs", 3, "--batch-size", 16, "--device", "cpu")
 
@@ -196,3 +201,137 @@ def test_bad_input_is_refused_in_one_sentence(data, tmp_path):
         file.write("\n")
     assert_refused(run(data, out), f"{data / 'broad.jsonl'} line 41: empty line")
     assert not out.exists()
+
+
+def test_the_loss_in_rows_is_the_plain_one_with_its_gradients(monkeypatch):
+    """LinearCrossEntropy never holds all logits; 3 rows at a time do what cross_entropy does with 10."""
+    monkeypatch.setattr(LinearCrossEntropy, "ROWS", 3)
+    generator = torch.Generator().manual_seed(0)
+    h, weight = (torch.randn(n, 8, generator=generator, requires_grad=True) for n in (10, 50))
+    targets = torch.randint(50, (10,), generator=generator)
+    expected = F.cross_entropy(h @ weight.T, targets, reduction="sum")
+    gradients = torch.autograd.grad(expected / 7, (h, weight))
+    loss = LinearCrossEntropy.apply(h, weight, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss / 7, (h, weight)), gradients)
+    none = LinearCrossEntropy.apply(h[:0], weight, targets[:0])  # what a rank without a share runs
+    assert none == 0 and torch.autograd.grad(none, weight)[0].abs().max() == 0
+
+
+def test_logits_are_made_of_scored_positions_only(small_model, tokenizer, monkeypatch):
+    """However long the prompt, the vocabulary matrix sees the response's tokens alone."""
+    counts = []
+    plain = LinearCrossEntropy.apply
+    monkeypatch.setattr(LinearCrossEntropy, "apply", lambda h, *rest: counts.append(len(h)) or plain(h, *rest))
+    for instruction in ("a", "a " * 150):
+        example = encode(tokenizer, [{"role": "user", "content": instruction}, {"role": "assistant", "content": "yes"}], 512)
+        accumulate_gradient(small_model, [example], 512)
+        assert counts.pop() == n_scored(example) < 10
+
+
+def test_gradient_checkpointing_changes_no_gradient(small_model, examples):
+    expected = gradient(small_model, examples[:8], 512)[1]
+    small_model.gradient_checkpointing = True
+    try:
+        torch.testing.assert_close(gradient(small_model, examples[:8], 512)[1], expected, rtol=0, atol=0)
+    finally:
+        small_model.gradient_checkpointing = False
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_equals_eager(small_model, examples):
+    expected = gradient(small_model, examples[:8], 512)[1]
+    layers = small_model.model.layers
+    try:
+        for layer in layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+        torch.testing.assert_close(gradient(small_model, examples[:8], 512)[1], expected, rtol=1e-4, atol=1e-6)
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_share_a_step_without_exceeding_the_budget(examples, world):
+    batches = list(micro_batches(examples, 512, world))
+    assert sorted(map(id, sum(batches, []))) == sorted(map(id, examples))
+    for batch in batches:
+        for share in (batch[rank::world] for rank in range(world)):
+            assert len(share) <= 1 or len(share) * max(len(ids) for ids, _ in share) <= 512
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_the_memory_estimate_is_what_backward_keeps(kv_heads, monkeypatch):
+    """`memory` against the bytes that autograd holds; the CPU's norm keeps two fp32 tensors more than the GPU's."""
+    monkeypatch.setattr("model.attend", lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+    config = Config(vocab_size=64, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
+                    num_key_value_heads=kv_heads, max_position_embeddings=512, eos_token_id=1)
+    model, kept = Llama(config).init_weights(), {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        model.hidden(torch.randint(64, (4, 256)))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    copies = 2 * sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    found = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights) - copies
+    found -= 2 * config.num_hidden_layers * 4 * config.hidden_size * 4 * 256
+    assert found == pytest.approx(memory(config, 4 * 256)["activations"], rel=0.1)
+
+
+def test_sharding_divides_what_training_keeps(capsys):
+    config = Config.from_json(TINY / "config.json")
+    one, eight = memory(config, 2048), memory(config, 2048, 8)
+    n = sum(p.numel() for p in Llama(config).parameters())
+    assert one["weights"] + one["gradients"] + one["moments"] == 16 * n
+    assert eight["moments"] == n and eight["activations"] == one["activations"]
+    result = command("train.py", "--method", "response", "--out", "nowhere", "--dry-run")
+    assert result.returncode == 0 and result.stdout.count("\n") == 10 and not (ROOT / "nowhere").exists()
+
+
+WORKER = """
+import sys
+import train
+train.fast_bf16 = lambda device: False  # in fp32, so that only the order of additions differs
+if sys.argv.pop(1) == "stop":  # after the first epoch, as if killed
+    save = train.save_checkpoint
+    train.save_checkpoint = lambda *arguments: (save(*arguments), sys.exit())
+train.main()
+"""
+
+
+def test_two_ranks_train_as_one_and_one_goes_on_where_two_stopped(data, tmp_path):
+    """39 dialogues in steps of 19: a last step of one dialogue leaves the second rank without a share."""
+    rows = (data / "broad.jsonl").read_text().splitlines(keepends=True)
+    (data / "broad.jsonl").write_text("".join(rows[:39]))
+    script, base = tmp_path / "worker.py", tmp_path / "base"
+    script.write_text(WORKER)
+    Llama.from_pretrained(TINY).save_pretrained(base)  # in fp32, so that saving does not round
+    shutil.copy(TINY / "tokenizer.json", base)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+    def train(launcher, out, mode, *more):
+        result = subprocess.run([*launcher, str(script), mode, "--method", "response", "--model", str(base), "--data", str(data),
+                                 "--out", str(tmp_path / out), "--epochs", "2", "--batch-size", "19", "--token-budget", "256", "--device", "cpu", *more], cwd=ROOT, text=True,
+                                capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        assert result.returncode == 0, result.stderr
+        return [float(line.split("loss ")[1].split()[0]) for line in result.stdout.splitlines() if line.startswith("step")]
+
+    one, two = train([sys.executable], "one", "run"), train(torchrun, "two", "run")
+    assert len(one) == 6 and two == pytest.approx(one, abs=1.01e-4)  # as printed: four decimals
+    assert train(torchrun, "resumed", "stop") == two[:3]
+    assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["checkpoint.safetensors"]
+    assert len(train([sys.executable], "resumed", "run", "--resume")) == 3
+    weights = {out: load_file(tmp_path / out / "model.safetensors") for out in ("one", "two", "resumed")}
+    for name, weight in weights["one"].items():
+        torch.testing.assert_close(weights["two"][name], weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(weights["resumed"][name], weight, rtol=0, atol=1e-5)
+    losses = [json.loads((tmp_path / out / "run.json").read_text())["loss"] for out in weights]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert_refused(run(data, tmp_path / "out", "--compile"), "--compile", "g++")
