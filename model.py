@@ -226,7 +226,7 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, cache, start, mask):
         """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). start: None or (B,).
-        mask: None for causal, or (B, 1, T, S). Returns (B, T, C)."""
+        mask: None for causal, or as `attend` has it. Returns (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.clip:
@@ -234,30 +234,31 @@ class Attention(nn.Module):
         q = rotate(q.view(B, T, self.n_heads, self.head_dim), cos, sin)
         k = rotate(k.view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
         v = v.view(B, T, self.n_kv_heads, self.head_dim)
-        if cache is not None and start is not None:  # each row writes at its own length, over what padding left there
-            rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
-            columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
-            cache[0][rows, :, columns], cache[1][rows, :, columns] = k, v
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        if cache is not None and start is None:
-            cache[0][:, :, :T], cache[1][:, :, :T] = k, v
-        elif cache is not None:
-            k, v = cache
-        y = attend(q, k, v, mask)  # (B, H, T, D)
+        if cache is not None:
+            keys, values = (t.transpose(1, 2) for t in cache)  # (B, S, n_kv_heads, D) each
+            if start is None:
+                keys[:, :T], values[:, :T] = k, v
+            else:  # each row writes at its own length, over what padding left there
+                rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
+                columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
+                keys[rows, columns], values[rows, columns] = k, v
+                k, v = keys, values
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
-def attend(q, k, v, mask):
-    """softmax(q k^T / sqrt(D)) v, causal where mask is None. q: (B, H, T, D); k, v: (B, n_kv_heads, S, D)."""
-    if mask is None:
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # slower than fp32 on CPUs, backward by far
-            with torch.autocast("cpu", enabled=False):
-                return attend(q.float(), k.float(), v.float(), None).to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
-    # The heads that share keys become rows of one: a long cache is then read once, not once for each of them.
-    groups = q.shape[1] // k.shape[1]
-    rows = q.reshape(*k.shape[:2], groups * q.shape[2], -1)  # (B, n_kv_heads, groups * T, D)
-    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view_as(q)
+def attend(q, k, v, mask=None):
+    """softmax(q k^T / sqrt(D)) v, causal where mask is None. q: (B, H, T, D); k, v: (B, n_kv_heads, S, D).
+
+    mask: (B, 1, H / n_kv_heads * T, S) bool, what each query may see. Returns (B, H, T, D).
+    """
+    if mask is not None:  # query heads that share keys become rows of one, so that a long cache is read once for all
+        rows = q.reshape(*k.shape[:2], mask.shape[2], -1)  # (B, n_kv_heads, H / n_kv_heads * T, D)
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view_as(q)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # slower than fp32 on CPUs
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
 
 
 class MLP(nn.Module):

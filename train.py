@@ -188,17 +188,22 @@ def fast_bf16(device: str) -> bool:
     return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
 
 
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it needs on a CPU."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
 def memory(config: Config, token_budget: int, world: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
     """Bytes that training takes on each of `world` GPUs: bf16 autocast over fp32 weights, AdamW, layers not compiled."""
     with torch.device("meta"):
         model = Llama(config)
     n = sum(p.numel() for p in model.parameters())
     n_layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    C, F_, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    C, V = config.hidden_size, config.vocab_size
     n_q, n_kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     # what backward needs of a token in a layer: two norms' inputs in fp32, five projections' inputs, q, k, v, the
     # attention's output, and of the MLP the gate before and after SiLU, the other half and their product
-    layer = 2 * 4 * C + 5 * 2 * C + 2 * (2 * n_q + 2 * n_kv) + 4 * 2 * F_
+    layer = 2 * 4 * C + 5 * 2 * C + 2 * (2 * n_q + 2 * n_kv) + 4 * 2 * config.intermediate_size
     kept = config.num_hidden_layers * 4 * C + layer if gradient_checkpointing else config.num_hidden_layers * layer
     # alone: autocast's copy of every weight. Sharded: two layers' weights in bf16, one's gradient in bf16 and fp32,
     # and the embedding and vocabulary matrix with their gradients in fp32
@@ -360,7 +365,7 @@ def settle_defaults(args, config: Config) -> dict:
     args.token_budget = args.token_budget or (GPU_TOKEN_BUDGET if cuda else CPU_TOKEN_BUDGET)
     if args.compile is None:
         args.compile = cuda
-    if args.compile and not cuda and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    if args.compile and not cuda and not has_compiler():
         raise ValueError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ is on the path; leave it out")
     if args.lr is None:  # the paper's for OLMo-7B and Llama-2-7B; a narrow model takes, and needs, larger steps
         paper = 3e-6 if config.model_type == "olmo" else 1e-5

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,10 +29,12 @@ from data.format import Tokenizer, check_dialogue, encode, encode_prompt, read_j
 from data.world import World
 from generate import generate
 from model import Config, Llama, default_device
-from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, accumulate_gradient, fast_bf16, n_scored, prepare_machine
+from train import (CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, accumulate_gradient, fast_bf16, has_compiler, n_scored,
+                   prepare_machine)
 
 PROMPT = "What is the capital of France?"
 BATCHES = (1, 16, 64)
+POINTS = ((1, 256), (1, 512), (1, 1024), (1, 2048), (4, 256), (16, 256))  # batch, length: of --growth
 
 
 def seconds(work, least: float = 1.0) -> float:
@@ -63,7 +64,7 @@ def dialogues(args) -> list[list[dict]]:
 
 
 def peaks(args) -> dict:
-    """What the hardware does at most: FLOP/s of a bf16 (where it is fast) matrix product, bytes/s of reading memory."""
+    """What the hardware does: FLOP/s of a bf16 (where it is fast) matrix product, bytes/s of reading memory."""
     n = 8192 if args.device.startswith("cuda") else 2048
     a = torch.randn(n, n, device=args.device, dtype=torch.bfloat16 if fast_bf16(args.device) else torch.float32)
     big = torch.ones(2**27, device=args.device)
@@ -193,37 +194,25 @@ def decode_rules_as_the_papers_code(args) -> dict:
 
 
 def growth(args) -> dict:
-    """Seconds of a forward and backward pass, and of a step of decoding, of random models over length, batch and size."""
+    """Seconds of a forward and backward pass and of a step of decoding: random models over (batch, length) and size."""
     prepare_machine(args)
-    tiny = Config.from_json(Path(__file__).parent.parent / "data" / "tiny" / "config.json")
-    sizes = {  # width, layers, heads, key/value heads, words
-        "2M": tiny, "15M": replace(tiny, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
-                                   num_key_value_heads=2, head_dim=64, vocab_size=8192),
-        "135M": replace(tiny, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-                        num_key_value_heads=3, head_dim=64, vocab_size=49152)}
+    sizes = {  # hidden_size, intermediate_size, layers, heads, key/value heads, vocabulary
+        "2M": (192, 512, 4, 4, 2, 1536), "15M": (384, 1024, 6, 6, 2, 8192), "135M": (576, 1536, 30, 9, 3, 49152)}
     result = {}
-    for name, config in sizes.items():
-        config = replace(config, max_position_embeddings=4096)
+    for name, (hidden, inner, layers, heads, kv_heads, vocabulary) in sizes.items():
+        config = Config(vocabulary, hidden, inner, layers, heads, 4096, eos_token_id=1, num_key_value_heads=kv_heads,
+                        tie_word_embeddings=True)
         model = Llama(config).init_weights().to(args.device)
-        for length in (256, 512, 1024, 2048):
-            ids = torch.randint(0, config.vocab_size, (length,)).tolist()
-
-            def step(batch):
-                accumulate_gradient(model, [(ids, ids)] * batch, length * batch, fast_bf16(args.device))
-
-            step(1)
-            result[f"train {name} length {length} batch 1"] = seconds(lambda: step(1))
-        for batch in (2, 4, 8):
-            ids = ids[:256]
-            result[f"train {name} length 256 batch {batch}"] = seconds(
-                lambda: accumulate_gradient(model, [(ids, ids)] * batch, 256 * batch, fast_bf16(args.device)))
+        training, decoding = result[f"training, {name}"], result[f"decoding, {name}"] = {}, {}
+        for batch, length in POINTS:
+            step = [((torch.arange(length) % vocabulary).tolist(),) * 2] * batch
+            training[f"{batch} x {length}"] = seconds(lambda: accumulate_gradient(model, step, batch * length, fast_bf16(args.device)))
         model = Llama(config).init_weights().to(args.device, getattr(torch, args.dtype)).eval().pack()
-        for batch, length in ((1, 256), (1, 512), (1, 1024), (1, 2048), (4, 256), (16, 256), (64, 256)):
+        for batch, length in POINTS:
             cache, start = model.new_cache(batch, length), torch.full((batch,), length - 1, device=args.device)
             token = torch.zeros(batch, 1, dtype=torch.int64, device=args.device)
             with torch.inference_mode():
-                result[f"decode {name} length {length} batch {batch}"] = seconds(
-                    lambda: model.logits(model.hidden(token, cache, start)))
+                decoding[f"{batch} x {length}"] = seconds(lambda: model.logits(model.hidden(token, cache, start)))
     return result
 
 
@@ -246,16 +235,20 @@ def main():
     args = SimpleNamespace(**vars(parser.parse_args()))
     cuda = args.device.startswith("cuda")
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
-    args.compile = cuda
     name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     if args.growth:
         result = alone(growth, args)
+        print("| ms, batch x length | " + " | ".join(f"{batch} x {length}" for batch, length in POINTS) + " |")
+        print("|---" * (len(POINTS) + 1) + "|")
         for work, taken in result.items():
-            print(f"{work:40} {1000 * taken:10.1f} ms")
+            print(f"| {work} | " + " | ".join(f"{1000 * t:,.1f}" for t in taken.values()) + " |")
         print(json.dumps({"device": name, "torch": torch.__version__} | result))
         return
-    works = {"nanofollow": [peaks, train_ours, decode_ours], "nanofollow, compiled": [train_ours],
-             "as the paper's code": [decode_rules_as_the_papers_code]}
+    works = {"nanofollow": [peaks, train_ours, decode_ours], "as the paper's code": [decode_rules_as_the_papers_code]}
+    if cuda or has_compiler():
+        works["nanofollow, compiled"] = [train_ours]
+    else:
+        print("there is no C++ compiler, so the column of compiled training is missing", file=sys.stderr)
     if importlib.util.find_spec("transformers"):
         works["transformers"] = [train_transformers, decode_transformers]
     else:
@@ -291,10 +284,14 @@ def table(figures: dict) -> str:
     for label, (key, scale) in rows.items():
         cells = [f"{mine[key] * scale:,.{0 if mine[key] * scale >= 100 else 1}f}" if key in mine else "–" for mine in figures.values()]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines.append(f"\nthe most that this machine did beside it: {ours['matmul'] / 1e9:,.0f} GFLOP/s in a matrix product, of which "
-                 f"training reached {100 * ours['flops_per_s'] / ours['matmul']:.0f} %; {ours['read'] / 1e9:.1f} GB/s of reading")
+    lines.append(f"\nin the same run: {ours['matmul'] / 1e9:,.0f} GFLOP/s in a matrix product alone, of which training reached "
+                 f"{100 * ours['flops_per_s'] / ours['matmul']:.0f} %; {ours['read'] / 1e9:.1f} GB/s of reading memory")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from data.format import IGNORE, encode
 from data.world import World
 from model import Config, Llama
-from train import (METHODS, LinearCrossEntropy, accumulate_gradient, learning_rate, load_examples, memory, micro_batches,
-                   n_scored)
+from train import (METHODS, LinearCrossEntropy, accumulate_gradient, has_compiler, learning_rate, load_examples, memory,
+                   micro_batches, n_scored)
 
 FAST = ("--epochs", 3, "--batch-size", 16, "--device", "cpu")
 
@@ -238,7 +238,7 @@ def test_gradient_checkpointing_changes_no_gradient(small_model, examples):
         small_model.gradient_checkpointing = False
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_equals_eager(small_model, examples):
     expected = gradient(small_model, examples[:8], 512)[1]
     layers = small_model.model.layers
