@@ -36,7 +36,8 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
 
     Prompts of any lengths, padded on the right: each row writes its keys and values at its own
     length, so a row's answer does not depend on its neighbours. Finished rows leave the batch when they
-    are a quarter of it: until then, leaving costs more (a copy of the cache) than staying. temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
+    are a quarter of it, since leaving copies the cache and, on a GPU, records the step anew.
+    temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
     """
     context = model.config.context
     if (longest := max(map(len, prompts))) >= context:

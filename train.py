@@ -153,8 +153,9 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
 def shard(model: Llama, autocast: bool):
     """Split every layer's weights, gradients and moments over torchrun's ranks (FSDP2; Zhao et al., 2023).
 
-    A layer is gathered when its turn comes, in bf16 under autocast, and dropped after; gradients are
-    summed in fp32. The embedding, needed at both ends, stays gathered in fp32 through a micro-batch.
+    A layer is gathered when its turn comes, in bf16 under autocast (its norms' weights too, which autocast
+    on one device leaves in fp32), and dropped after; gradients are summed in fp32. The embedding, needed at
+    both ends, stays gathered in fp32 through a micro-batch.
     """
     from torch.distributed.device_mesh import init_device_mesh  # slow to import, and needed by none but torchrun
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -335,7 +336,7 @@ def parse_arguments():
                         help="tokens in a micro-batch of one device, padding included: speed and memory, not results "
                              "(but their last bits); default 2,048 on a CPU, 16,384 on a GPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                        help="torch.compile the layers; default: on a GPU. On a CPU it costs half a minute and saves a quarter")
+                        help="torch.compile the layers; default: on a GPU. On a CPU it costs 20 s and saves memory, not time")
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction,
                         help="compute the activations twice rather than keep them; default: on a GPU where they would not fit")
     parser.add_argument("--dry-run", action="store_true", help="print what memory training would take, and stop")
