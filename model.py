@@ -354,16 +354,18 @@ class Llama(nn.Module):
         return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
 
     def pack(self):
-        """Reorder the weights for decoding on an x86 CPU; elsewhere do nothing. The model can't be trained or saved after.
+        """Reorder large weights for decoding on an x86 CPU; elsewhere do nothing. The model can't be trained or saved after.
 
         A step of decoding only reads the weights, and reads them about twice as fast in the order in which
-        the CPU's matrix kernel takes them (what torch.compile's freezing does, without the compiling).
+        the CPU's matrix kernel takes them (what torch.compile's freezing does, without the compiling). Small
+        ones lie in the processor's cache anyway.
         """
         if self.device.type == "cpu" and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64"):
-            for module in [m for m in self.modules() if isinstance(m, Linear)] + [self.head]:
-                module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), 1)
-                if isinstance(module, Linear):
-                    module.weight = None  # the embedding's is still looked up
+            for module in {self.head, *(m for m in self.modules() if isinstance(m, Linear))}:
+                if module.weight.numel() >= 100_000:
+                    module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), 1)
+                    if isinstance(module, Linear):  # the embedding's weight is still looked up
+                        module.weight = None
         return self
 
     def init_weights(self, generator=None):

@@ -241,7 +241,7 @@ def main():
         print("| ms, batch x length | " + " | ".join(f"{batch} x {length}" for batch, length in POINTS) + " |")
         print("|---" * (len(POINTS) + 1) + "|")
         for work, taken in result.items():
-            print(f"| {work} | " + " | ".join(f"{1000 * t:,.1f}" for t in taken.values()) + " |")
+            print(f"| {work} | " + " | ".join(f"{1000 * taken[f'{batch} x {length}']:,.1f}" for batch, length in POINTS) + " |")
         print(json.dumps({"device": name, "torch": torch.__version__} | result))
         return
     works = {"nanofollow": [peaks, train_ours, decode_ours], "as the paper's code": [decode_rules_as_the_papers_code]}

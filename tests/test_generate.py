@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from data.format import encode_prompt
 from generate import CACHE_BLOCK, choose, generate, stream, write_answers
-from model import Llama
+from model import Config, Llama
 
 INSTRUCTIONS = [
     "Hi", "What is the capital of Nastekor?", "Tell me a word that means the opposite of narrow.", "Write a poem about dust.",
@@ -176,11 +177,16 @@ def test_rows_that_stay_after_their_end_change_nothing(small_model, prompts):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_packed_weights_give_the_same_logits(dtype, tolerance):
-    model = Llama.from_pretrained(TINY, dtype)
+    config = Config(vocab_size=512, hidden_size=384, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+                    max_position_embeddings=64, eos_token_id=1, tie_word_embeddings=True)
+    model = Llama(config).init_weights(torch.Generator().manual_seed(0)).to(dtype)
     ids = torch.arange(5, 45).view(2, 20)
     with torch.inference_mode():
         expected = model(ids)
-        torch.testing.assert_close(model.pack()(ids), expected, rtol=tolerance, atol=tolerance * 10)
+        packed = model.pack()(ids)
+    torch.testing.assert_close(packed, expected, rtol=tolerance, atol=tolerance)
+    if platform.machine() == "x86_64":
+        assert model.head.packed is not None and model.model.layers[0].mlp.up_proj.weight is None
 
 
 def test_under_torchrun_the_instructions_are_split_and_joined(questions, tmp_path):
