@@ -336,7 +336,7 @@ def parse_arguments():
                         help="tokens in a micro-batch of one device, padding included: speed and memory, not results "
                              "(but their last bits); default 2,048 on a CPU, 16,384 on a GPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                        help="torch.compile the layers; default: on a GPU. On a CPU it costs 20 s and saves memory, not time")
+                        help="torch.compile the layers; default: on a GPU. On a CPU it takes 10 to 20 s, and saves memory more than time")
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction,
                         help="compute the activations twice rather than keep them; default: on a GPU where they would not fit")
     parser.add_argument("--dry-run", action="store_true", help="print what memory training would take, and stop")
