@@ -2,6 +2,7 @@
 
     make bench [MODEL=folder]
     python tests/bench.py --model DIR --data FILE.jsonl --dtype bfloat16 --rounds 3
+    python tests/bench.py --model DIR --profile  # where the time goes
     python tests/bench.py --growth               # how time grows with length, batch and model size
 
 Every piece of work runs in a process of its own, so that its peak memory is its own, and in turn with the
@@ -216,6 +217,23 @@ def growth(args) -> dict:
     return result
 
 
+def where_the_time_goes(args) -> dict:
+    """Print PyTorch's profile of a forward and backward pass, and of 32 steps of decoding one sequence."""
+    prepare_machine(args)
+    tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
+    examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
+    budget = GPU_TOKEN_BUDGET if args.device.startswith("cuda") else CPU_TOKEN_BUDGET
+    decoder = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval().pack()
+    for work in (lambda: accumulate_gradient(model, examples, budget, fast_bf16(args.device)),
+                 lambda: generate(decoder, [encode_prompt(tokenizer, PROMPT)], -1, 32)):
+        work()
+        with torch.profiler.profile() as profile:
+            work()
+        by = "self_cuda_time_total" if args.device.startswith("cuda") else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=50))
+    return {}
+
+
 def alone(work, args) -> dict:
     """The result of work(args) in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -231,11 +249,15 @@ def main():
     parser.add_argument("--dtype", help="to decode in; default: bfloat16 on cuda, else float32")
     parser.add_argument("--tokens", type=int, default=128, help="to decode")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--growth", action="store_true", help="time random models over length, batch and size instead")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes instead")
     args = SimpleNamespace(**vars(parser.parse_args()))
     cuda = args.device.startswith("cuda")
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
     name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    if args.profile:
+        alone(where_the_time_goes, args)
+        return
     if args.growth:
         result = alone(growth, args)
         print("| ms, batch x length | " + " | ".join(f"{batch} x {length}" for batch, length in POINTS) + " |")
