@@ -81,8 +81,11 @@ def micro_batches(examples: list, token_budget: int, world: int = 1):
 def collate(batch: list, device):
     """(ids, labels), both (B, T) int64, padded on the right. What the padding holds is never seen or scored."""
     ids, labels = zip(*batch)
-    return (pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device),
-            pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORE).to(device))
+    tensors = (pad_sequence([torch.tensor(row) for row in ids], batch_first=True),
+               pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORE))
+    if device.type == "cuda":  # from pinned memory, so that the copy does not wait for the last micro-batch's kernels
+        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+    return tuple(tensor.to(device) for tensor in tensors)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
