@@ -192,6 +192,12 @@ def fast_bf16(device: str) -> bool:
     return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
 
 
+def compile_layers(model: Llama):
+    """torch.compile each layer: they are alike, so the code is made once, where the whole model's would repeat it."""
+    for layer in model.model.layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
 def has_compiler() -> bool:
     """Whether torch.compile finds what it needs on a CPU."""
     return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
@@ -289,9 +295,8 @@ def train(model: Llama, optimizer, examples: list, args, settings: dict, first_s
         args.gradient_checkpointing = (model.device.type == "cuda" and sum(memory(model.config, args.token_budget, world).values())
                                        > 0.9 * torch.cuda.get_device_properties(model.device).total_memory)
     model.gradient_checkpointing = args.gradient_checkpointing
-    if args.compile:  # one layer, since all are alike: a minute less than compiling the whole
-        for layer in model.model.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+    if args.compile:
+        compile_layers(model)
     autocast = fast_bf16(args.device)
     per_epoch = math.ceil(len(examples) / args.batch_size)
     n_steps, losses, start = per_epoch * args.epochs, [], time.perf_counter()

@@ -30,8 +30,8 @@ from data.format import Tokenizer, check_dialogue, encode, encode_prompt, read_j
 from data.world import World
 from generate import generate
 from model import Config, Llama, default_device
-from train import (CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, accumulate_gradient, fast_bf16, has_compiler, n_scored,
-                   prepare_machine)
+from train import (CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, accumulate_gradient, compile_layers, fast_bf16, has_compiler,
+                   n_scored, prepare_machine)
 
 PROMPT = "What is the capital of France?"
 BATCHES = (1, 16, 64)
@@ -80,8 +80,7 @@ def train_ours(args) -> dict:
     load = time.perf_counter() - began
     examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
     if args.compile:
-        for layer in model.model.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+        compile_layers(model)
     budget = GPU_TOKEN_BUDGET if args.device.startswith("cuda") else CPU_TOKEN_BUDGET
 
     def work():

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from data.format import IGNORE, encode
 from data.world import World
 from model import Config, Llama
-from train import (METHODS, LinearCrossEntropy, accumulate_gradient, has_compiler, learning_rate, load_examples, memory,
-                   micro_batches, n_scored)
+from train import (METHODS, LinearCrossEntropy, accumulate_gradient, compile_layers, has_compiler, learning_rate, load_examples,
+                   memory, micro_batches, n_scored)
 
 FAST = ("--epochs", 3, "--batch-size", 16, "--device", "cpu")
 
@@ -243,8 +243,7 @@ def test_compiled_equals_eager(small_model, examples):
     expected = gradient(small_model, examples[:8], 512)[1]
     layers = small_model.model.layers
     try:
-        for layer in layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+        compile_layers(small_model)
         torch.testing.assert_close(gradient(small_model, examples[:8], 512)[1], expected, rtol=1e-4, atol=1e-6)
     finally:
         for layer in layers:
