@@ -527,6 +527,7 @@ def main():
         sys.exit(130)
     save(args, model, settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)})
     say(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
+    wait_for_all()  # a rank that left now could cut off one that still gathers
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -296,7 +296,7 @@ import train
 train.fast_bf16 = lambda device: False  # in fp32, so that only the order of additions differs
 if sys.argv.pop(1) == "stop":  # after the first epoch, as if killed
     save = train.save_checkpoint
-    train.save_checkpoint = lambda *arguments: (save(*arguments), sys.exit())
+    train.save_checkpoint = lambda *arguments: (save(*arguments), train.wait_for_all(), sys.exit())
 train.main()
 """
 
