@@ -1,0 +1,195 @@
+"""Reading and writing that loses nothing: a file is whole or absent, and a bad line is named by file and number.
+
+    with replacing(path) as temporary: ...   # written beside `path`, then renamed over it
+    rows = read_jsonl(path, check)           # every row checked
+    journal = Journal(path)                  # finished pieces of work, kept one by one as they come
+"""
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path):
+    """A temporary name beside `path`, renamed over it if the block succeeds and removed if it fails.
+
+    A link stays a link: the file that it names is replaced. Raises OSError, naming `path`, where that is
+    something else than a file, or where the disk is full.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file that can be replaced; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # of a write, which names no file
+            raise OSError(f"could not write {path} ({error.strerror}); what was there before is untouched") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text: str):
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_jsonl(path, rows):
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def parse_json(text: str | bytes):
+    """The value of a JSON text from outside. Raises ValueError for all that is none, nested too deeply included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path, remedy: str):
+    """The value of a JSON file. Raises FileNotFoundError or ValueError, naming the file and ending with `remedy`."""
+    try:
+        return parse_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; {remedy}") from None
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is not JSON ({error}); {remedy}") from None
+
+
+def read_jsonl(path, check) -> list:
+    """The rows of a JSON Lines file.
+
+    check(row) returns what is wrong with a row, or None. Raises FileNotFoundError, or ValueError
+    naming the file and line of the first row that is not JSON or that `check` objects to.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; data/README.md says which command writes it")
+    rows = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = parse_json(line)
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                problem = check(row)
+            except ValueError:  # of JSON or of UTF-8
+                problem = "not JSON" if line.strip() else "empty line"
+            if problem:
+                raise ValueError(f"{path} line {number}: {problem}; data/README.md shows the format")
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} is empty")
+    return rows
+
+
+def check_fields(*names: str):
+    """A check for `read_jsonl`: every row is an object with these texts, none of them blank."""
+    def check(row):
+        for name in names:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+                return f'expected {{"{name}": "..."}}, found {json.dumps(row)[:60]}'
+    return check
+
+
+def digest(value) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a JSON value: a name for all that made a result."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(*paths) -> str | None:
+    """The first 16 hexadecimal digits of the files' SHA-256; None where one is absent, which its reader will say."""
+    total = hashlib.sha256()
+    for path in paths:
+        if not Path(path).is_file():
+            return None
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()[:16]
+
+
+def hold(path, wait: bool = False) -> int:
+    """Keep a file or folder for this run alone, until the process ends or the file descriptor returned is closed.
+
+    Raises OSError where another run has it; with `wait`, says so and waits for that run's end.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            os.close(descriptor)
+            raise OSError(f"{path} is in use by another run; let it end, or choose another name") from None
+        print(f"{path} is in use by another run; waiting for its end", file=sys.stderr, flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+class Journal:
+    """Results on disk, one JSON line each, under a key that names all that determines the result.
+
+    A line is appended whole as its result comes, so a run that is killed loses nothing that is finished. One run
+    at a time has a journal; a second waits, and then finds what the first has done. Lines that are no JSON
+    (torn by a kill) or that `valid` rejects are passed over. add() may be called from several threads.
+    """
+
+    def __init__(self, path, valid=lambda value: True):
+        self.path, self.values, self.lock = Path(path), {}, threading.Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "ab", buffering=0)
+        self.held = hold(self.path, wait=True)
+        text = self.path.read_bytes()
+        for line in text.split(b"\n"):
+            try:
+                row = parse_json(line)
+                if valid(row["value"]):
+                    self.values[row["key"]] = row["value"]
+            except (ValueError, KeyError, TypeError):
+                pass
+        if text and not text.endswith(b"\n"):
+            self.file.write(b"\n")  # ends a torn line, so that the next one stands alone
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        os.close(self.held)
+
+    def add(self, key: str, value):
+        """Keep a result. When this returns, the line is with the operating system: killing this process loses nothing."""
+        line = json.dumps({"key": key, "value": value}).encode() + b"\n"
+        with self.lock:
+            self.values[key] = value
+            try:
+                whole = self.file.write(line) == len(line)
+            except OSError as error:
+                raise OSError(f"could not write {self.path} ({error.strerror}); make room, then run this again") from None
+            if not whole:
+                raise OSError(f"could not write {self.path} (the disk is full); make room, then run this again")
+
+
+def clock(seconds: float) -> str:
+    """A length of time as minutes:seconds."""
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
+def shorten(items: list, most: int = 3) -> str:
+    """The first few of a list that may be long, for an error."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

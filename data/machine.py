@@ -1,0 +1,113 @@
+"""The machine: what its processors are called and good at. What they refuse is said in one sentence, and done without."""
+import ctypes
+import os
+import platform
+import shutil
+import sys
+
+import torch
+import torch.nn as nn
+
+from data.command import ran_out_of_memory
+
+
+def device_name(text: str) -> str:
+    """`text` if it names a processor that this machine has, for argparse. Raises ValueError otherwise."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError from None
+    return text
+
+
+device_name.__name__ = "device"  # argparse: "invalid device value: 'abacus'"
+
+
+def default_device() -> str:
+    """The fastest kind of processor that this machine has."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the processor multiplies bf16 matrices faster than fp32 ones."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # the second asks what the kernels may use, which can be less than what the processor has
+    capabilities = torch.cpu.get_capabilities()
+    return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+
+
+def prepare(device: str):
+    """Settings of the process that make training faster: freed memory is kept, fp32 products on a GPU use TF32."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        # glibc hands large blocks back when they are freed, and the next tensor is new pages that the system
+        # must zero: a fifth of a training step on a CPU. M_MMAP_MAX = -4, M_TRIM_THRESHOLD = -1.
+        ctypes.CDLL(None).mallopt(-4, 0)
+        ctypes.CDLL(None).mallopt(-1, -1)
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it needs on a CPU."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
+def compile_layers(model):
+    """torch.compile each layer: they are alike, so the code is made once, where the whole model's would repeat it."""
+    for layer in model.model.layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+def or_eagerly(model, step):
+    """step(), a step's gradient; where compiled layers cannot do it, says so once and does it again without compiling."""
+    compiled = [layer for layer in model.model.layers if "forward" in vars(layer)]
+    try:
+        return step()
+    except Exception as error:
+        if not compiled or ran_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"torch.compile failed ({reason[:200]}); training goes on without it, more slowly", file=sys.stderr, flush=True)
+    for layer in compiled:
+        del layer.forward
+    model.zero_grad()
+    return step()
+
+
+def reorder_weights_for_cpu(model):
+    """Put large weights in the order in which an x86 CPU's matrix kernel reads them. The model can only decode after.
+
+    A step of decoding only reads the weights, and reads them about twice as fast so (torch.compile's freezing
+    does the same). Small ones lie in the processor's cache anyway. Elsewhere, and where the operator refuses
+    (bf16 without AVX-512), nothing is done.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
+        return model
+
+    def reordered(weight):
+        """A function that multiplies by the reordered weight, or None where there is no use or no way."""
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1) if weight.numel() >= 100_000 else None
+        except RuntimeError:
+            packed = None
+        return None if packed is None else lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+    if product := reordered(model.head.weight):
+        model.logits = product
+    for module in model.model.modules():
+        if isinstance(module, nn.Linear) and (product := reordered(module.weight)):
+            module.forward, module.weight = product, None
+    return model
+
+
+def warn_without_flash(model):
+    """Say why, where SDPA will not use the flash kernel (Dao, 2023) for what this model trains on a GPU."""
+    config = model.config
+    q, k = (torch.empty(1, heads, 128, config.head_dim, dtype=torch.bfloat16, device=model.device)
+            for heads in (config.num_attention_heads, config.num_key_value_heads))
+    grouped = config.num_key_value_heads < config.num_attention_heads
+    parameters = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, grouped)
+    if not torch.backends.cuda.can_use_flash_attention(parameters, debug=True):  # debug: warns with the reason
+        print("attention will not use the flash kernel, for the reason given above; training is slower", file=sys.stderr)
