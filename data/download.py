@@ -200,7 +200,8 @@ def fetch_file(session: requests.Session, url: str, path: Path, size: int, diges
     incomplete = path.with_name(path.name + ".incomplete")
     try:
         with open(incomplete, "a+b") as file:
-            receive(session, url, file, size)
+            if file.tell() < size:  # else it ended between the last byte and the renaming
+                receive(session, url, file, size)
             file.seek(0)
             kind = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(f"blob {size}\0".encode())
             good = hashlib.file_digest(file, lambda: kind).hexdigest() == digest
