@@ -172,7 +172,7 @@ def fetch_model(repo: str, folder: Path):
     names, need = ["tokenizer.json", *{"tokenizer_config.json"} & files.keys(), *weights, "config.json"], 0
     for name in names:
         if name not in files or Path(name).name != name:
-            raise ValueError(f"{HUB}/{repo} has no {name!s:.80} in its first folder; "
+            raise ValueError(f"{HUB}/{repo} has no {name!a:.80} in its first folder; "
                              "a model must come with config.json, tokenizer.json and safetensors")
         size, digest = files[name]
         if type(size) is not int or not 0 < size < 1 << 60 or not re.fullmatch(r"\w{40}|\w{64}", str(digest)):
@@ -200,13 +200,13 @@ def fetch_file(session: requests.Session, url: str, path: Path, size: int, diges
     incomplete = path.with_name(path.name + ".incomplete")
     try:
         with open(incomplete, "a+b") as file:
-            if file.tell() < size:  # else it ended between the last byte and the renaming
+            if file.tell() < size:  # a run can be killed between the last byte and the renaming
                 receive(session, url, file, size)
             file.seek(0)
             kind = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(f"blob {size}\0".encode())
             good = hashlib.file_digest(file, lambda: kind).hexdigest() == digest
     except OSError as error:
-        if error.errno is None:  # the network's, which says all
+        if error.errno is None:  # of the network, already a sentence
             raise
         raise OSError(f"could not write {incomplete} ({error.strerror}); make room, then run this again") from None
     if not good:
@@ -221,10 +221,10 @@ def length(path: Path) -> int:
 
 
 def open_hub() -> requests.Session:
-    """A session, once the environment is known to be good. Raises ValueError."""
+    """A session, if the environment's address and token can be used. Raises ValueError."""
     check_url(HUB, "HF_ENDPOINT")
     secret("HF_TOKEN")
-    session = connect()  # where requests would read the body of a redirect, which may be endless
+    session = connect()  # a redirect's own body may be endless: close it before requests reads it
     session.hooks["response"].append(lambda response, **_: response.is_redirect and response.raw.close() or None)
     return session
 
@@ -246,7 +246,7 @@ def receive(session: requests.Session, url: str, file, size: int, **options):
     A server that is busy, failing, gone or too slow is asked again after a growing pause, for the rest alone (by
     Range). Raises OSError after ATTEMPTS that brought nothing new, or at once where the server refuses.
     """
-    auth = bearer(secret("HF_TOKEN") if url.startswith(HUB + "/") else None)  # dropped on the way to another host
+    auth = bearer(secret("HF_TOKEN") if url.startswith(HUB + "/") else None)  # requests drops it on another host
     failures = 0
     while failures < ATTEMPTS:
         start, pause = file.tell(), BACKOFF * 2**failures
@@ -264,7 +264,7 @@ def receive(session: requests.Session, url: str, file, size: int, **options):
                 problem = f"answered {status}"
                 pause = max(pause, min(float(asked), LONGEST_WAIT)) if asked.isdecimal() else pause
         except (requests.RequestException, HTTPError, TimeoutError) as error:
-            problem = f"gave no whole answer ({error if type(error) is TimeoutError else type(error).__name__})"
+            problem = f"failed ({error if type(error) is TimeoutError else type(error).__name__})"
         failures = 0 if file.tell() > start + LEAST else failures + 1
         if failures < ATTEMPTS:
             print(f"{url} {problem}; trying again in {pause:.0f} s", file=sys.stderr)
