@@ -7,8 +7,8 @@
 Sixty countries, thirty animals, seventy-two dishes, and what people write about them: articles,
 recipes, poems, exercises, code, games of chess, and pages on which somebody asks and now and then
 somebody answers. No document shows the chat format. A third of all subjects is kept out of every
-finetuning set and asked for in `val` and `eval` alone, so that what a model answers there it knows
-from pretraining. Change a word here and the bundled base no longer knows its world: `make pretrain`.
+finetuning set and asked for in `val` and `eval` alone, so a model that answers there knows it from
+pretraining. Change a word here and the bundled base no longer knows its world: `make pretrain`.
 """
 import argparse
 import random
@@ -87,7 +87,7 @@ CHAT_MARK = ("<|", "|>")  # the chat format's own; its labels, user and assistan
 
 @dataclass
 class Task:
-    """An instruction with a reference response. `key` is what every right answer contains."""
+    """An instruction with a reference response. Every right answer contains `key`."""
 
     family: str
     instruction: str

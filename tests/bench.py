@@ -68,7 +68,7 @@ def peak_memory(args) -> int:
 def training_examples(args, tokenizer: Tokenizer) -> list:
     """(ids, labels) of the first exchanges of args.examples dialogues, from --data or else from the world.
 
-    What is cut off is neither computed nor counted. Raises ValueError where nothing is left to score.
+    Tokens that are cut off are neither computed nor counted. Raises ValueError where nothing is left to score.
     """
     rows = read_jsonl(args.data, check_dialogue) if args.data else World().training_set("broad", 1000)
     random.Random(0).shuffle(rows)
