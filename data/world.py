@@ -2,7 +2,7 @@
 
     python data/world.py                                  # training, val and eval sets into data/world
     python data/world.py --corpus 82000                   # and as many documents to pretrain on
-    python data/world.py --grade out/eval/response.json   # how many of a model's answers are right
+    python data/world.py --grade ANSWERS.json             # how many of a model's answers are right
 
 Sixty countries, thirty animals, seventy-two dishes, and what people write about them: articles,
 recipes, poems, exercises, code, games of chess, and pages on which somebody asks and now and then
