@@ -38,7 +38,7 @@ def connect() -> requests.Session:
 
 
 def check_url(url: str, name: str) -> str:
-    """`url` without the last slash. Raises ValueError, naming the option or variable, where it is no http(s) address."""
+    """`url` without its last slash. Raises ValueError, with the name of the option, where it is no http(s) address."""
     try:
         parts = urlsplit(url)
         parts.hostname.encode("idna")  # fails for None, for a part that is empty and for one that is too long
@@ -125,13 +125,9 @@ def answer(session: requests.Session, method: str, url: str, auth=None, most: in
 
 
 def retry_after(header: str) -> float:
-    """The seconds that a Retry-After header asks for, as a number or a date (RFC 9110, 10.2.3); 0 where it is neither."""
+    """The seconds that a Retry-After header asks for, by a number or a date (RFC 9110, 10.2.3); 0 if it is neither."""
     try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time() if " " in header else float(header))
     except (ValueError, TypeError, OverflowError):
         return 0.0
 
@@ -149,7 +145,8 @@ def ask(session: requests.Session, url: str, body: dict, check, key: str | None,
     for attempt in range(ATTEMPTS):
         wait = BACKOFF * 2**attempt * random.uniform(1, 1.5)
         try:
-            status, headers, text = answer(session, "POST", url, bearer(key), ANSWER_BYTES, json=body, allow_redirects=False)
+            status, headers, text = answer(session, "POST", url, bearer(key), ANSWER_BYTES, json=body,
+                                           allow_redirects=False)
         except ValueError as error:  # too long, or compressed: trying again does not help
             raise OSError(f"{url}: {line(str(error))}") from None
         except (requests.RequestException, TimeoutError) as error:
@@ -166,11 +163,9 @@ def ask(session: requests.Session, url: str, body: dict, check, key: str | None,
                               "where nothing is sent; give the server's own address")
             elif status < 500 and status not in BUSY:
                 raise OSError(f"{url} answered {problem}")
-            elif (pause := retry_after(headers.get("Retry-After", ""))) > LONGEST_WAIT:
+            if (pause := retry_after(headers.get("Retry-After", ""))) > LONGEST_WAIT:
                 say(f"{url} asks for a pause of {pause:g} s; trying again after {LONGEST_WAIT:g} s")
-                wait = max(wait, LONGEST_WAIT)
-            else:
-                wait = max(wait, pause)
+            wait = max(wait, min(pause, LONGEST_WAIT))
         if attempt == 2:
             say(f"{url}: {problem}; still trying")
         if attempt + 1 == ATTEMPTS or stop.wait(wait):
