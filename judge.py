@@ -201,9 +201,9 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, st
     pairs: (instruction, own response). Pair after pair, random.Random(seed) samples n_others of the other pairs'
     responses; each is compared with the own one, and a tie does not count. The result is {"n_total", "total", "mean"}:
     "total" compares log p of the whole response and its EOS in the chat format (equation 3), "mean" the same per token,
-    as the paper's code does. A pair that is longer than the model's context is left out, then also an instruction
-    with whom one of the responses is; "n_total" counts the instructions that were ranked. Raises ValueError where
-    there are too few pairs, or a likelihood is not finite.
+    as the paper's code does. Nothing is cut to fit the model's context: first, each pair that is too long is left out,
+    as if it were not in pairs; then, each instruction that is too long with a response drawn for it is not ranked.
+    "n_total" counts those that were. Raises ValueError where there are too few, or where a likelihood is not finite.
     """
     def sequence(instruction, response):
         messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
@@ -212,7 +212,7 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, st
     def fits(sequences):
         return all(len(ids) <= model.config.context for ids, _ in sequences)
 
-    short = [pair for pair in pairs if fits([sequence(*pair)])]
+    short = [row for row in pairs if fits([sequence(*row)])]
     rng, examples = random.Random(seed), []
     for i, (instruction, own) in enumerate(short if len(short) > n_others else []):
         others = rng.sample([response for j, (_, response) in enumerate(short) if j != i], n_others)

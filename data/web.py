@@ -25,7 +25,7 @@ MOST_BYTES = 64 << 20  # of an answer that is held in memory
 ANSWER_BYTES = 1 << 20  # of an answer to one question of ask_all
 ATTEMPTS, BACKOFF, LONGEST_WAIT = 8, 1.0, 60  # tries of a question, seconds before the second (then doubling), the most
 BUSY = {408, 409, 425, 429}  # worth another try, as all of 5xx are
-GRACE = 1.0  # seconds in which calls under way may end when a run is interrupted
+GRACE = 0.7  # seconds in which calls under way may end when a run is interrupted
 
 
 def connect() -> requests.Session:
