@@ -108,14 +108,13 @@ def test_ranking_leaves_out_what_is_longer_than_the_context(tokenizer):
 
 
 def test_ranking_leaves_out_an_instruction_that_is_too_long_with_anothers_response(tokenizer):
-    pairs = [(country, country) for country in World().countries[:6]]
-    words = "word " * (Knowing.config.context // 2)
-    fits = [instruction for instruction, _ in pairs]
-    room = Knowing.config.context - len(encode_prompt(tokenizer, words)) - 1
-    long = (words, "x")  # fits with its own response, and not with the long one below
-    answer = "1" * (room + 5)
-    assert rank_responses(Knowing(), tokenizer, [*pairs, long], n_others=6)["n_total"] == 7
-    assert rank_responses(Knowing(), tokenizer, [*pairs, long, (fits[0], answer)], n_others=7)["n_total"] == 7
+    short = [(country, country) for country in World().countries[:6]]
+    words = "word " * 100
+    room = Knowing.config.context - len(encode_prompt(tokenizer, words)) - 1  # for a response to these words, and EOS
+    pairs = [*short, (words, "x"), ("Count.", "1" * (room + 1))]  # a digit is a token
+    assert rank_responses(Knowing(), tokenizer, pairs, n_others=7)["n_total"] == 7
+    pairs[-1] = ("Count.", "1" * room)
+    assert rank_responses(Knowing(), tokenizer, pairs, n_others=7)["n_total"] == 8
 
 
 def test_ranking_says_how_many_it_left_out(tmp_path):
