@@ -115,6 +115,8 @@ class Server:
                 pass
 
         class Quiet(ThreadingHTTPServer):
+            request_queue_size = 100  # a connection beyond these would wait for a second
+
             def handle_error(self, *_):  # the client has gone
                 pass
 
