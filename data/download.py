@@ -7,27 +7,33 @@ HF_TOKEN opens gated repositories and is sent to the hub alone. HF_ENDPOINT name
 """
 import argparse
 import ast
+import difflib
 import hashlib
-import json
+import io
 import os
 import re
+import shutil
 import sys
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import requests
-from requests.adapters import HTTPAdapter, Retry
+from urllib3.exceptions import HTTPError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.format import check_dialogue, check_fields
-from data.world import write_jsonl
+from data.command import run
+from data.files import check_fields, hold, parse_json, write_jsonl
+from data.format import check_dialogue
+from data.web import MOST_BYTES, bearer, check_url, connect, secret, within
 
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-ROWS = os.environ.get("HF_DATASETS_SERVER", "https://datasets-server.huggingface.co").rstrip("/")
+HUB = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
 INDEX = "model.safetensors.index.json"
-ATTEMPTS, BACKOFF, TIMEOUT = 6, 1.0, (10, 60)  # tries of a request, seconds before the second (then doubling), connect and read
+ATTEMPTS, BACKOFF, LONGEST_WAIT = 4, 1.0, 120  # tries; seconds before the second, then doubling; most if a server asks
+STALL, LEAST = 60, 10_000  # an answer has stalled when so many seconds bring fewer bytes
 
 
 # What each row of a source becomes: an example, or None to leave it out
@@ -46,8 +52,8 @@ def poem(row):
 
 
 def recipe(row):
-    ingredients = ast.literal_eval(row["Cleaned_Ingredients"])
-    return dialogue(f"Recipe for {row['Title']}", "".join(f" - {item}\n" for item in ingredients) + "\n\n" + row["Instructions"])
+    ingredients = "".join(f" - {item}\n" for item in ast.literal_eval(row["Cleaned_Ingredients"]))
+    return dialogue(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
 
 
 def games(rows):
@@ -67,64 +73,121 @@ def each(example):
     return lambda rows: (made for row in rows if (made := example(row)) is not None)
 
 
-# file; where: a dataset's rows (dataset, config, split) or a raw file; the paper's count, of the first or of all; rows to examples
+# The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; rows to examples
 SOURCES = [
-    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, "all", each(lima)),
-    ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374, "all", each(lambda row: dialogue(row["text"], row["code"]))),
-    ("gsm", ("openai/gsm8k", "main", "train"), 1000, "first", each(lambda row: dialogue(row["question"], row["answer"]))),
-    ("poetry", ("merve/poetry", "default", "train"), 571, "all", each(poem)),
-    ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, "first", each(recipe)),
-    ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, "first", games),
-    ("eval", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json", 805, "all",
+    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, each(lima)),
+    ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374,
+     each(lambda row: dialogue(row["text"], row["code"]))),
+    ("gsm", ("openai/gsm8k", "main", "train"), 1000, each(lambda row: dialogue(row["question"], row["answer"]))),
+    ("poetry", ("merve/poetry", "default", "train"), 571, each(poem)),
+    ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, each(recipe)),
+    ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, games),
+    ("eval", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json", 805,
      each(lambda row: {"instruction": row["instruction"], "response": row["output"]})),
-    ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, "all", each(lambda row: {"instruction": row["instruction"]})),
+    ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, each(lambda row: {"instruction": row["instruction"]})),
 ]
 
 
-def connect() -> requests.Session:
-    """A session that tries again, with growing pauses, where a server is busy, failing or gone."""
-    session = requests.Session()
-    retry = Retry(ATTEMPTS - 1, backoff_factor=BACKOFF, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    session.headers["Accept-Encoding"] = "identity"  # so that sizes and ranges are those of the file
-    return session
+def fetch_data(folder: Path, sources=SOURCES):
+    """Write the paper's datasets, each whole or not at all; those that are there stay. Raises ValueError or OSError."""
+    session = open_hub()
+    for name, where, count, convert in sources:
+        if (path := folder / f"{name}.jsonl").exists():
+            continue
+        address = where if isinstance(where, str) else "/".join(where)
+        check = check_fields("instruction") if name in ("val", "eval") else check_dialogue
+        try:
+            rows = islice(rows_of(session, where), 100 * count)  # a server can send rows without end
+            examples = list(islice(convert(rows), count))
+            problems = [f"example {i}: {wrong}" for i, example in enumerate(examples, 1) if (wrong := check(example))]
+            if len(examples) < count:
+                problems.append(f"it gave {len(examples)} examples, the paper had {count}")
+        except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
+            problems = [f"{type(error).__name__}: {error}"]
+        if problems:
+            raise ValueError(f"{address} is not what it was when the paper was written ({problems[0]:.200}); "
+                             "mend its line of SOURCES in data/download.py")
+        write_jsonl(path, examples)
+        print(f"{path}: {count} from {address}")
 
 
-def get(session: requests.Session, url: str, **options) -> requests.Response:
-    """A GET that succeeded. Raises OSError saying what to do where it did not."""
-    if (token := os.environ.get("HF_TOKEN")) and url.startswith(HUB + "/"):
-        options["auth"] = bearer(token)  # requests drops it where it is redirected to another host
+def rows_of(session: requests.Session, where):
+    """The rows of a source: a raw file of JSON or JSON Lines, or a dataset's, a hundred at a time."""
+    if isinstance(where, str):
+        text = get(session, where, bytes)
+        yield from parse_json(text) if where.endswith(".json") else map(parse_json, text.strip().split(b"\n"))
+        return
+    dataset, config, split = where
+    offset, total = 0, 1
+    while offset < total:
+        page = get(session, f"{ROWS}/rows", params={
+            "dataset": dataset, "config": config, "split": split, "offset": offset, "length": 100})
+        rows, total = page["rows"], page["num_rows_total"]
+        if len(rows) != min(100, total - offset):
+            raise ValueError(f"{len(rows)} rows came from {offset} on, of {total}")
+        for row in rows:
+            if row["truncated_cells"]:
+                raise ValueError(f"row {row['row_idx']} came with {row['truncated_cells']} cut off")
+            yield row["row"]
+        offset += 100
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model: `name` itself, or models/ORG/NAME, fetched from the hub if it is not there yet.
+
+    What begins with a folder that exists is taken for a path. Raises ValueError or OSError: where nothing has that
+    name, the sentence says first that there is no such folder, and which folder of a model is called nearly so.
+    """
+    path, folder = Path(name), Path("models") / name
+    if path.exists():
+        return path
+    ours = [str(file.parent) for depth in ("*", "*/*", "*/*/*") for file in Path().glob(f"{depth}/config.json")]
+    near = difflib.get_close_matches(name, ours, 1)
+    missing = f"there is no folder {name}" + (f" (did you mean {near[0]}?)" if near else "")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(path.parts[0]).is_dir():
+        raise FileNotFoundError(f"{missing}; give a model's folder, or its ORG/NAME on the hub")
     try:
-        response = session.get(url, timeout=TIMEOUT, **options)
-    except requests.RequestException as error:
-        raise OSError(f"{url}: no answer after {ATTEMPTS} tries ({type(error).__name__}); "
-                      "check the network, then run this again") from None
-    if response.status_code in (401, 403):
-        page = url.partition("/resolve/")[0].replace("/api/models", "").partition("/tree/")[0]
-        raise OSError(f"{url} is closed ({response.status_code}): ask for access at {page}, then set HF_TOKEN to a token of yours")
-    if response.status_code >= 400:
-        raise OSError(f"{url} answered {response.status_code} {response.reason}"
-                      + ("; check the name" if response.status_code == 404 else "; try again later"))
-    return response
+        if not (folder / "config.json").exists():
+            fetch_model(name, folder)
+    except (ValueError, OSError) as error:
+        if folder.exists():  # the hub has a model of that name
+            raise
+        raise OSError(f"{missing}, and it was not found on the hub: {error}") from None
+    return folder
 
 
-def bearer(token: str):
-    """What requests calls `auth`: unlike a header of our own, it is not replaced by an entry of ~/.netrc."""
-    def sign(request):
-        request.headers["Authorization"] = f"Bearer {token}"
-        return request
-    return sign
+def fetch_model(repo: str, folder: Path):
+    """Bring config, tokenizer and safetensors of a model on the hub into `folder`. Raises ValueError or OSError.
 
-
-def get_json(session: requests.Session, url: str, **options):
-    response = get(session, url, **options)
+    config.json comes last, so a folder that has it is whole. A second run on the same folder waits for the first.
+    """
+    session, files_at, weights = open_hub(), f"{HUB}/{repo}/resolve/main", ["model.safetensors"]
     try:
-        return response.json()
-    except ValueError:
-        kind = response.headers.get("Content-Type", "no content type")
-        raise ValueError(f"{response.url} answered no JSON but {kind}, beginning {response.text[:40]!r}; "
-                         "try again later") from None
+        files = {entry["path"]: (entry["size"], (entry.get("lfs") or entry)["oid"])
+                 for entry in get(session, f"{HUB}/api/models/{repo}/tree/main") if entry["type"] == "file"}
+        if weights[0] not in files and INDEX in files:
+            weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}")["weight_map"].values()))]
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"{HUB} gives no list of {repo}'s files, or of its shards, that can be read") from None
+    names, need = ["tokenizer.json", *{"tokenizer_config.json"} & files.keys(), *weights, "config.json"], 0
+    for name in names:
+        if name not in files or Path(name).name != name:
+            raise ValueError(f"{HUB}/{repo} has no {name!a:.80} in its first folder; "
+                             "a model must come with config.json, tokenizer.json and safetensors")
+        size, digest = files[name]
+        if type(size) is not int or not 0 < size < 1 << 60 or not re.fullmatch(r"\w{40}|\w{64}", str(digest)):
+            raise ValueError(f"{HUB}/{repo} lists {name} with a size or a hash that cannot be; tell its authors")
+        if length(folder / name) != size:
+            need += size - length(folder / f"{name}.incomplete")
+    folder.mkdir(parents=True, exist_ok=True)
+    if need > (free := shutil.disk_usage(folder).free):
+        raise OSError(f"{repo} takes {need / 1e9:,.1f} GB more, and {folder} has {free / 1e9:,.1f} GB left; make room")
+    held = hold(folder, wait=True)
+    try:
+        for name in names:
+            fetch_file(session, f"{files_at}/{name}", folder / name, *files[name])
+    finally:
+        os.close(held)
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, size: int, digest: str):
@@ -132,149 +195,97 @@ def fetch_file(session: requests.Session, url: str, path: Path, size: int, diges
 
     digest: SHA-256 for a large file, git's SHA-1 for a small one, as the hub has them. Raises OSError or ValueError.
     """
-    if path.exists() and path.stat().st_size == size:
+    if length(path) == size:
         return
-    incomplete, failures, began, shown = path.with_name(path.name + ".incomplete"), 0, time.perf_counter(), 0.0
-    first = incomplete.stat().st_size if incomplete.exists() else 0
-    while (have := incomplete.stat().st_size if incomplete.exists() else 0) < size:
-        try:
-            with get(session, url, stream=True, headers={"Range": f"bytes={have}-"} if have else {}) as response:
-                whole = response.status_code != 206  # a server may ignore the range
-                with open(incomplete, "wb" if whole else "ab") as file:
-                    for chunk in response.iter_content(1 << 16):
-                        file.write(chunk)
-                        if (now := time.perf_counter()) > shown + 0.5 and sys.stderr.isatty():
-                            shown = now
-                            progress(path.name, file.tell(), size, (file.tell() - first) / (now - began), "\r")
-        except requests.RequestException as error:  # broken off: go on from there, but not for ever
-            gained = incomplete.exists() and incomplete.stat().st_size > have
-            failures = 0 if gained else failures + 1
-            if failures == ATTEMPTS:
-                raise OSError(f"{url} broke off {ATTEMPTS} times ({type(error).__name__}); "
-                              "run this again to go on from there") from None
-            time.sleep(BACKOFF * 2**failures)
-        except OSError as error:
-            if error.errno is None:
-                raise
-            raise OSError(f"could not write {incomplete} ({error.strerror}); "
-                          "make room and run this again to go on from there") from None
-        else:
-            if incomplete.stat().st_size < size:
-                break  # an answer that was whole, and too short
-    progress(path.name, size, size, (size - first) / (time.perf_counter() - began), "\n")
-    found = incomplete.stat().st_size if incomplete.exists() else 0
-    if found != size or file_digest(incomplete, digest) != digest:
-        incomplete.unlink(missing_ok=True)
-        what = f"has {found:,} bytes, not {size:,}" if found != size else "is damaged: its hash is not the hub's"
-        raise ValueError(f"{url} as received {what}; it was thrown away, run this again")
+    incomplete = path.with_name(path.name + ".incomplete")
+    try:
+        with open(incomplete, "a+b") as file:
+            if file.tell() < size:  # a run can be killed between the last byte and the renaming
+                receive(session, url, file, size)
+            file.seek(0)
+            kind = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(f"blob {size}\0".encode())
+            good = hashlib.file_digest(file, lambda: kind).hexdigest() == digest
+    except OSError as error:
+        if error.errno is None:  # of the network, already a sentence
+            raise
+        raise OSError(f"could not write {incomplete} ({error.strerror}); make room, then run this again") from None
+    if not good:
+        incomplete.unlink()
+        raise ValueError(f"{url} sent something else than the {size:,} bytes that the hub lists; it was thrown away, "
+                         "run this again")
     os.replace(incomplete, path)
 
 
-def file_digest(path: Path, like: str) -> str:
-    """The hash of a file in the kind that `like` is: git's SHA-1 (40 digits) or SHA-256."""
-    kind = hashlib.sha1(f"blob {path.stat().st_size}\0".encode()) if len(like) == 40 else hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            kind.update(block)
-    return kind.hexdigest()
+def length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
-def progress(name: str, done: int, size: int, rate: float, end: str):
-    left = (size - done) / max(rate, 1)
-    print(f"{name}  {done / 1e6:,.1f} of {size / 1e6:,.1f} MB  {rate / 1e6:.1f} MB/s  {left // 60:.0f}:{left % 60:02.0f} left ",
-          end=end, file=sys.stderr, flush=True)
+def open_hub() -> requests.Session:
+    """A session, if the environment's address and token can be used. Raises ValueError."""
+    check_url(HUB, "HF_ENDPOINT")
+    secret("HF_TOKEN")
+    session = connect()  # a redirect's own body may be endless: close it before requests reads it
+    session.hooks["response"].append(lambda response, **_: response.is_redirect and response.raw.close() or None)
+    return session
 
 
-def fetch_model(repo: str, folder: Path):
-    """Bring config, tokenizer and safetensors of a model on the hub into `folder`. Raises ValueError or OSError."""
-    session = connect()
-    listing = get_json(session, f"{HUB}/api/models/{repo}/tree/main")
+def get(session: requests.Session, url: str, parse=parse_json, **options):
+    """parse(the body of an answer). Raises OSError."""
+    receive(session, url, body := io.BytesIO(), MOST_BYTES, **options)
     try:
-        files = {entry["path"]: (entry["size"], entry.get("lfs", {"oid": entry["oid"]})["oid"])
-                 for entry in listing if entry["type"] == "file"}
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"{HUB}/api/models/{repo}/tree/main is no list of files; is HF_ENDPOINT a model hub?") from None
-
-    def fetch(name):
-        if name not in files or Path(name).name != name:
-            raise ValueError(f"{HUB}/{repo} has no {name} in its first folder; "
-                             "a model must come with config.json, tokenizer.json and safetensors")
-        fetch_file(session, f"{HUB}/{repo}/resolve/main/{name}", folder / name, *files[name])
-
-    folder.mkdir(parents=True, exist_ok=True)
-    fetch("tokenizer.json")
-    if "tokenizer_config.json" in files:
-        fetch("tokenizer_config.json")
-    if "model.safetensors" in files or INDEX not in files:
-        fetch("model.safetensors")
-    else:
-        fetch(INDEX)
-        try:
-            shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError(f'{HUB}/{repo}: {INDEX} is not {{"weight_map": {{tensor: file}}}}; tell its authors') from None
-        for name in shards:
-            fetch(name)
-    fetch("config.json")  # the last: a folder with a config.json is whole
+        if body.tell() > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
+        return parse(body.getvalue())
+    except ValueError as error:
+        raise OSError(f"{url} answered no JSON ({error}) but {body.getvalue()[:40]!r}; try again later") from None
 
 
-def model_folder(name: str) -> Path:
-    """The folder of a model: `name` itself, or models/org/name, fetched from the hub if it is not there yet.
+def receive(session: requests.Session, url: str, file, size: int, **options):
+    """Append the body of `url` to an open file, until it ends or the file has more than `size` bytes.
 
-    What begins with a folder that exists is taken for a path. Raises ValueError or OSError.
+    A server that is busy, failing, gone or too slow is asked again after a growing pause, for the rest alone (by
+    Range). Raises OSError after ATTEMPTS that brought nothing new, or at once where the server refuses.
     """
-    path = Path(name)
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(path.parts[0]).is_dir():
-        return path
-    folder = Path("models") / name
-    if not (folder / "config.json").exists():
-        fetch_model(name, folder)
-    return folder
-
-
-def rows_of(session: requests.Session, where):
-    """The rows of a source: a raw file of JSON or JSON Lines, or a dataset's, a hundred at a time."""
-    if isinstance(where, str):
-        text = get(session, where).content.decode()
-        yield from json.loads(text) if where.endswith(".json") else map(json.loads, text.strip().split("\n"))
-        return
-    dataset, config, split = where
-    offset, total = 0, 1
-    while offset < total:
-        page = get_json(session, f"{ROWS}/rows", params={
-            "dataset": dataset, "config": config, "split": split, "offset": offset, "length": 100})
-        for entry in page["rows"]:
-            if entry["truncated_cells"]:
-                raise ValueError(f"row {entry['row_idx']} came with {', '.join(entry['truncated_cells'])} cut off")
-            yield entry["row"]
-        if not page["rows"]:
-            raise ValueError(f"the rows end at {offset} of {total}")
-        offset, total = offset + len(page["rows"]), page["num_rows_total"]
-
-
-def fetch_data(folder: Path, sources=SOURCES):
-    """Write the paper's training, validation and evaluation sets, each whole or not at all; those that are there stay."""
-    session = connect()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, where, count, which, convert in sources:
-        path = folder / f"{name}.jsonl"
-        if path.exists():
-            continue
-        address = where if isinstance(where, str) else "/".join(where)
+    auth = bearer(secret("HF_TOKEN") if url.startswith(HUB + "/") else None)  # requests drops it on another host
+    failures = 0
+    while failures < ATTEMPTS:
+        start, pause = file.tell(), BACKOFF * 2**failures
+        options |= {"stream": True, "timeout": (10, STALL), "headers": {"Range": f"bytes={start}-"} if start else {}}
         try:
-            examples = list(islice(convert(rows_of(session, where)), count if which == "first" else None))
-            check = check_fields("instruction") if name in ("val", "eval") else check_dialogue
-            problems = [f"example {i}: {problem}" for i, example in enumerate(examples, 1) if (problem := check(example))]
-        except (ValueError, TypeError, KeyError, AttributeError, SyntaxError) as error:
-            problems, examples = [f"{type(error).__name__}: {error}"], []
-        if problems:
-            raise ValueError(f"{address} is not what it was when the paper was written ({problems[0]}); "
-                             "mend its line of SOURCES in data/download.py")
-        if len(examples) != count:
-            raise ValueError(f"{address} gave {len(examples)} examples, the paper had {count}; "
-                             "mend its line of SOURCES in data/download.py")
-        write_jsonl(path, examples)
-        print(f"{path}: {count} from {address}")
+            with within(STALL, partial(session.get, url, auth=auth, **options)) as response:
+                status, asked = response.status_code, response.headers.get("Retry-After", "")
+                if status in (200, 416):  # the range was ignored, or lies outside the file
+                    file.seek(file.truncate(0))
+                if status in (200, 206):
+                    return store(response, file, size)
+                if status < 500 and status not in (408, 416, 429):
+                    raise OSError(f"{url} answered {status}; check the name, and if access to it must be asked for, "
+                                  "do so on its page and set HF_TOKEN to a token of yours")
+                problem = f"answered {status}"
+                pause = max(pause, min(float(asked), LONGEST_WAIT)) if asked.isdecimal() else pause
+        except (requests.RequestException, HTTPError, TimeoutError) as error:
+            problem = f"failed ({error if type(error) is TimeoutError else type(error).__name__})"
+        failures = 0 if file.tell() > start + LEAST else failures + 1
+        if failures < ATTEMPTS:
+            print(f"{url} {problem}; trying again in {pause:.0f} s", file=sys.stderr)
+            time.sleep(pause)
+    raise OSError(f"{url} {problem}, {ATTEMPTS} times; check the network, then run this again")
+
+
+def store(response: requests.Response, file, size: int):
+    """Append a body as it comes, and show how far it is. Raises TimeoutError where it has stalled."""
+    due, least, shown = 0.0, 0, 0.0
+    while file.tell() <= size and (piece := response.raw.read1(1 << 20, decode_content=False)):
+        file.write(piece[: size + 1 - file.tell()])
+        now, done = time.monotonic(), file.tell()
+        if now > due:
+            if done < least:
+                raise TimeoutError(f"fewer than {LEAST:,} bytes in {STALL} s")
+            due, least = now + STALL, done + LEAST
+        if hasattr(file, "name") and sys.stderr.isatty() and (now > shown + 0.5 or done == size):
+            shown = now
+            print(f"\r{Path(file.name).stem}  {done / 1e6:,.1f} of {size / 1e6:,.1f} MB ",
+                  end="\n" if done == size else "", file=sys.stderr, flush=True)
 
 
 def main():
@@ -283,19 +294,8 @@ def main():
     what.add_argument("model", nargs="?", metavar="ORG/NAME", help="a model on the hub")
     what.add_argument("--data", type=Path, help="the folder to bring the paper's datasets into")
     args = parser.parse_args()
-    if args.data:
-        return fetch_data(args.data)
-    if Path(args.model).is_absolute() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", args.model):
-        parser.error(f"{args.model!r} is no name of a model on the hub, which is ORG/NAME")
-    fetch_model(args.model, Path("models") / args.model)
+    fetch_data(args.data) if args.data else print(model_folder(args.model))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"download.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    run(main, interrupted="the same command goes on from there")
