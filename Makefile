@@ -1,48 +1,113 @@
-# PYTHON=python3 make ... uses your own environment; otherwise the first run sets up .venv.
+# `make help` lists the targets and variables. Without PYTHON=..., the first command that needs Python sets up .venv.
 PYTHON ?= .venv/bin/python
 METHOD ?= response
 MODEL ?= data/tiny
 DATA ?= data/world
 SEED ?= 1
-OUT ?= out/$(METHOD)
 RULES ?= none
 A ?= out/response
 B ?= out/instruction
 JUDGE ?= world
-export PROMPT ?= What is the capital of Nastekor?
+variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL
 
-ready = $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
-world = $(if $(filter data/world,$(DATA)),data/world/eval.jsonl)
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+$(foreach name,$(filter-out $(variables),$(given)),$(error $(name) is no variable of this project; its variables are \
+	$(variables)))
+
+# A value is text, letter for letter: make expands nothing in it, and recipes read it as "$$NAME" from the environment.
+$(foreach name,$(filter-out OUT,$(variables)),$(eval override $(name) := $$(value $(name))))
+ifeq ($(origin OUT),undefined)
+OUT := out/$(METHOD)
+else
+override OUT := $(value OUT)
+endif
+# out/eval/DATA/MODEL/RULES.json, where a path's steps upwards and its beginning at the root become folders
+answers = $(subst ..,up,$(subst //,/root/,out/eval/$(DATA)/$1/$2.json))
+ANSWERS := $(call answers,$(MODEL),$(RULES))
+ANSWERS_A := $(call answers,$(A),$(RULES))
+ANSWERS_B := $(call answers,$(B),none)
+export $(variables) ANSWERS ANSWERS_A ANSWERS_B
+
+ready := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
+world := $(if $(filter data/world data/world/,$(DATA)),data/world/eval.jsonl)
+resume := $(if $(filter 1,$(OVERWRITE)),--overwrite,--resume)
+
+define help
+make TARGET [VARIABLE=value ...]
+
+  train       train MODEL by METHOD, write OUT, show three answers before and after
+  generate    answer PROMPT with MODEL, under RULES
+  eval        answer the eval set with MODEL, under RULES, and count the exact answers
+  judge       compare A's answers, under RULES, with B's, under none
+  rank        how often MODEL, A and B find the right response likelier than another one
+  table       the paper's tables in vitro, about 15 minutes
+  sweep       the same over nine kinds of pretraining data, about an hour
+  pretrain    make data/tiny again, about 10 minutes
+  data        fetch the paper's datasets into data/paper
+  bench       speed and memory on this machine
+  test        run the tests
+
+  METHOD=$(METHOD)   or instruction, mbpp, gsm, poetry, recipes, chess
+  MODEL=$(MODEL)   a folder, or ORG/NAME on the hub
+  DATA=$(DATA)   a folder of training and eval sets
+  OUT=$(OUT)   OVERWRITE=1 discards the run that it holds
+  SEED=$(SEED)   EPOCHS=$(or $(EPOCHS),the method's own)
+  PROMPT="What is the capital of Nastekor?"
+  RULES=$(RULES)   or all, or some of eos,tokens,repeats
+  A=$(A)   B=$(B)   trained first, if they are missing
+  JUDGE=$(JUDGE)   or a model on the server at BASE_URL
+  PYTHON=$(PYTHON)   set up by the first command
+
+Without make: .venv/bin/python train.py --help
+endef
+
+help:
+	@:$(info $(help))
 
 train: $(ready) $(world)
-	$(PYTHON) train.py --method $(METHOD) --model $(MODEL) --data $(DATA) --out $(OUT) --seed $(SEED) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(OVERWRITE),--overwrite,--resume)
-	@$(PYTHON) generate.py --model $(MODEL) $(OUT) --input $(DATA)/eval.jsonl --limit 3
+	@set -x; $(PYTHON) train.py --method "$$METHOD" --model "$$MODEL" --data "$$DATA" --out "$$OUT" --seed "$$SEED" \
+		$${EPOCHS:+--epochs "$$EPOCHS"} $(resume)
+	@$(PYTHON) generate.py --model "$$MODEL" "$$OUT" --input "$$DATA/eval.jsonl" --limit 3
 
+ifneq ($(filter generate,$(MAKECMDGOALS)),)
+$(if $(PROMPT),,$(error ask something, for example: make generate PROMPT="What is the capital of Nastekor?"))
+endif
 generate: $(ready)
-	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --prompt "$$PROMPT"
+	@$(PYTHON) generate.py --model "$$MODEL" --rules "$$RULES" --prompt="$$PROMPT"
 
-answers = out/eval/$(notdir $(DATA))/$(subst /,-,$1)-$2.json
 eval: $(ready) $(world)
-	@$(PYTHON) generate.py --model $(MODEL) --rules $(RULES) --input $(DATA)/eval.jsonl --output $(call answers,$(MODEL),$(RULES))
-	@$(if $(world),$(PYTHON) data/world.py --grade $(call answers,$(MODEL),$(RULES)))
+	@$(PYTHON) generate.py --model "$$MODEL" --rules "$$RULES" --input "$$DATA/eval.jsonl" --output "$$ANSWERS"
+	@$(if $(world),$(PYTHON) data/world.py --grade "$$ANSWERS")
 
-# answers that are there already, and newer than their model, are not decoded again
-judge: $(ready) $(world)
-	@[ $(call answers,$(A),none) -nt $(A)/model.safetensors ] || \
-		$(PYTHON) generate.py --model $(A) --input $(DATA)/eval.jsonl --output $(call answers,$(A),none)
-	@[ $(call answers,$(B),none) -nt $(B)/model.safetensors ] || \
-		$(PYTHON) generate.py --model $(B) --input $(DATA)/eval.jsonl --output $(call answers,$(B),none)
-	@$(PYTHON) judge.py --outputs $(call answers,$(A),none) --reference $(call answers,$(B),none) --judge "$(JUDGE)" \
-		$(if $(BASE_URL),--base-url $(BASE_URL))
+# the models that judge and rank need: a missing one is trained first where its name and the defaults say how
+tuned := $(patsubst %,out/%/run.json,instruction response mbpp gsm poetry recipes chess)
+ifeq ($(MODEL) $(DATA),data/tiny data/world)
+missing := $(filter $(tuned),$(addsuffix /run.json,$(A) $(B)))
+endif
+$(tuned): out/%/run.json: | $(ready) $(world)
+	@echo "$(@D) is not there yet; training it takes about a minute on two cores"
+	$(PYTHON) train.py --method $* --out $(@D) --resume
 
-rank: $(ready) $(world)
-	$(PYTHON) train.py --method instruction --data $(DATA) --out out/instruction --resume
-	$(PYTHON) train.py --method response --data $(DATA) --out out/response --resume
-	@$(PYTHON) judge.py --rank data/tiny out/instruction out/response --pairs $(DATA)/eval.jsonl
+# before anything is trained: are the two models there, or about to be, and are they two?
+compared:
+	@for model in "$$A" "$$B"; do case "$$model" in out/*) [ -e "$$model" ] || case ' $(missing) ' in \
+		*" $$model/run.json "*) ;; \
+		*) printf '%s does not exist; make train METHOD=... OUT=%s trains it\n' "$$model" "$$model" >&2; exit 2;; \
+		esac;; esac; done
+	@[ "$$ANSWERS_A" != "$$ANSWERS_B" ] || { echo 'A and B are the same model; choose another A=... or B=...' >&2; exit 2; }
+
+# generate.py keeps beside its answers a record of their model, data and settings, and decodes anew where that differs
+judge: compared $(ready) $(world) $(missing)
+	@$(PYTHON) generate.py --model "$$A" --rules "$$RULES" --input "$$DATA/eval.jsonl" --output "$$ANSWERS_A"
+	@$(PYTHON) generate.py --model "$$B" --input "$$DATA/eval.jsonl" --output "$$ANSWERS_B"
+	@$(PYTHON) judge.py --outputs "$$ANSWERS_A" --reference "$$ANSWERS_B" --judge "$$JUDGE" \
+		$${BASE_URL:+--base-url "$$BASE_URL"}
+
+rank: compared $(ready) $(world) $(missing)
+	@$(PYTHON) judge.py --rank "$$MODEL" "$$B" "$$A" --pairs "$$DATA/eval.jsonl"
 
 table: $(ready) $(world)
-	@$(PYTHON) tests/paper.py table --model $(MODEL) --data $(DATA)
+	@$(PYTHON) tests/paper.py table --model "$$MODEL" --data "$$DATA"
 
 sweep: $(ready)
 	@$(PYTHON) tests/paper.py sweep
@@ -50,14 +115,14 @@ sweep: $(ready)
 # one thread, so that the bytes do not depend on how many there are
 pretrain: $(ready)
 	$(PYTHON) data/world.py --corpus 82000
-	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --out out/pretrain --token-budget 1024 --resume
+	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --out out/pretrain --token-budget 1024 $(resume)
 	cp out/pretrain/model.safetensors out/pretrain/tokenizer.json data/tiny/
 
 data: $(ready)
 	$(PYTHON) data/download.py --data data/paper
 
 bench: $(ready)
-	@$(PYTHON) tests/bench.py --model $(MODEL)
+	@$(PYTHON) tests/bench.py --model "$$MODEL"
 
 test: $(ready)
 	$(PYTHON) -m pytest -q tests
@@ -67,10 +132,11 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	$(PYTHON) data/world.py
 
 .venv/ready: requirements.txt
-	@python3 -c 'import sys; sys.exit("nanofollow needs Python 3.11 or newer; python3 is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+		"nanofollow needs Python 3.11 or newer; python3 is " + sys.version.split()[0])'
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: train generate eval judge rank table sweep pretrain data bench test
+.PHONY: help train generate eval compared judge rank table sweep pretrain data bench test
 .DELETE_ON_ERROR:

@@ -55,7 +55,7 @@ class Adapter:
 
 
 def token_id(bpe, text: str) -> int | None:
-    """The one token that spells `text`, under SentencePiece's, byte-level BPE's or byte fallback's spelling; or None."""
+    """The one token that spells `text`, as SentencePiece, byte-level BPE or byte fallback spell it; or None."""
     spellings = [text.replace(" ", "▁"), text.replace(" ", "Ġ").replace("\n", "Ċ")]
     if len(text) == 1:
         spellings.append(f"<0x{ord(text):02X}>")

@@ -8,25 +8,44 @@
 The second shows several models' answers side by side; the third writes AlpacaEval's format.
 """
 import argparse
-import json
-import os
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
+from data import command  # first: Ctrl-C is quiet from here on
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers.decoders import DecodeStream
 from torch.nn.utils.rnn import pad_sequence
 
 from adapter import RULES, Adapter
+from data import machine, runs
+from data.answers import is_finished, write_answers
 from data.download import model_folder
-from data.format import Tokenizer, check_fields, encode_prompt, read_jsonl
-from model import Llama, default_device, device_name, replacing, weight_files
+from data.files import check_fields, digest, fingerprint, read_jsonl
+from data.format import Tokenizer, encode_prompt
+from data.hub import weight_files
+from model import Llama
 
 CACHE_BLOCK = 128  # the cache grows by this many tokens
+
+
+@torch.inference_mode()
+def generate_slowly(model: Llama, prompt: list[int], eos_id: int, max_new_tokens: int, adapter=None) -> list[int]:
+    """Greedy decoding as it is defined: the likeliest next token, again and again. `generate` must equal this."""
+    response = []
+    while len(response) < max_new_tokens:
+        logits = model(torch.tensor([prompt + response], device=model.device))[:, -1].float()  # (1, V)
+        if adapter:
+            seen = torch.zeros_like(logits, dtype=torch.bool)  # (1, V)
+            seen[0, response] = True
+            logits += adapter.scores(seen, len(response))
+        token = logits.argmax().item()
+        if token == eos_id:
+            break
+        response.append(token)
+    return response
 
 
 @torch.inference_mode()
@@ -38,10 +57,12 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     length, so a row's answer does not depend on its neighbours. Finished rows leave the batch when they
     are a quarter of it, since leaving copies the cache and, on a GPU, records the step anew.
     temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
+    Raises ValueError where a prompt fills the context.
     """
     context = model.config.context
     if (longest := max(map(len, prompts))) >= context:
-        raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of {context}; shorten it")
+        raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of {context}; "
+                         "shorten it")
     most = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
     device = model.device
     answers = [[] for _ in prompts]
@@ -49,9 +70,9 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,) tokens in the cache
     ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)  # (B, T)
     cache = model.new_cache(len(rows), longest + CACHE_BLOCK)
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V) tokens of each response
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V), in the response?
     h = model.hidden(ids, cache)[torch.arange(len(rows)), lengths - 1]  # (B, C)
-    graph = None
+    step = Step(model)
     for n in range(max_new_tokens):
         logits = model.logits(h).float()  # (B, V)
         if adapter:
@@ -75,57 +96,71 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
             token, lengths, seen = token[keep], lengths[keep], seen[keep]
             for i, (keys, values) in enumerate(cache):  # layer by layer: two copies of one, not of all
                 cache[i] = keys[keep], values[keep]
-            graph = None
         if adapter:
             seen.scatter_(1, token[:, None], True)
         if longest + n == cache[0][0].shape[2]:  # the longest row has filled the cache
             for i, (keys, values) in enumerate(cache):
-                cache[i] = tuple(F.pad(t, (0, 0, 0, CACHE_BLOCK)) for t in (keys, values))  # (B, n_kv_heads, S + block, D)
-            graph = None
-        if device.type == "cuda":
-            graph = graph or StepGraph(model, token, cache, lengths)
-            h = graph.replay(token, lengths)  # (B, C)
-        else:
-            h = model.hidden(token[:, None], cache, lengths)[:, 0]  # (B, C)
+                cache[i] = tuple(F.pad(t, (0, 0, 0, CACHE_BLOCK)) for t in (keys, values))  # (B, n_kv_heads, S', D)
+        h = step(token, cache, lengths)  # (B, C)
         lengths = lengths + 1
     return answers
-
-
-class StepGraph:
-    """A step of decoding, recorded: its hundreds of small kernels are launched by one call instead of one by one,
-    which takes longer than they do. It reads and writes the tensors that it was recorded with, so a cache
-    that has grown or a batch that has shrunk needs a new one.
-    """
-
-    def __init__(self, model: Llama, token, cache, lengths):
-        self.token, self.lengths = token.clone(), lengths.clone()  # (B,) each
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
-            model.hidden(self.token[:, None], cache, self.lengths)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.h = model.hidden(self.token[:, None], cache, self.lengths)[:, 0]
-
-    def replay(self, token, lengths):
-        """The hidden states after one more token a row. token, lengths: (B,). Returns (B, C), overwritten by the next call."""
-        self.token.copy_(token)
-        self.lengths.copy_(lengths)
-        self.graph.replay()
-        return self.h
 
 
 def choose(logits, temperature: float, top_p: float, generator=None):
     """The next token of each row. logits: (B, V) float. Returns (B,) int64.
 
-    top_p keeps the fewest tokens whose probabilities reach it (Holtzman et al., 2020).
+    temperature 0 takes the likeliest token (of equals the first). Else a token is drawn from
+    p = softmax(logits / temperature), of which top_p keeps the fewest likeliest tokens whose probabilities
+    reach top_p together, the likeliest always (Holtzman et al., 2020); the others get 0 and the rest is renormalised.
     """
     if temperature == 0:
         return logits.argmax(-1)
     p, order = (logits / temperature).softmax(-1).sort(-1, descending=True)  # (B, V)
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
-    return order.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
+    beyond = p.cumsum(-1) - p >= top_p  # those before it reach top_p already
+    beyond[:, 0] = False
+    return order.gather(-1, torch.multinomial(p.masked_fill(beyond, 0), 1, generator=generator))[:, 0]
+
+
+class Step:
+    """One more token a row: the hidden states after it. On a GPU the step is recorded as a CUDA graph.
+
+    A step is hundreds of small kernels, and launching them one by one takes longer than they do; a graph launches
+    them by one call. It reads and writes the tensors that it was recorded with, so a cache that has grown or a
+    batch that has shrunk is recorded anew. Where recording fails, decoding goes on without.
+    """
+
+    def __init__(self, model: Llama):
+        self.model, self.recorded_keys, self.record = model, None, model.device.type == "cuda"
+
+    def __call__(self, token, cache, lengths):
+        """token: (B,) int64, the newest of each row; lengths: (B,), tokens in the cache. Returns (B, C), good until the
+        next call."""
+        if self.record and self.recorded_keys is not cache[0][0]:
+            try:
+                self.start(token, cache, lengths)
+            except RuntimeError as error:
+                if command.ran_out_of_memory(error):
+                    raise
+                print(f"recording a CUDA graph failed ({str(error).splitlines()[0][:200]}); decoding goes on without, "
+                      "more slowly", file=sys.stderr, flush=True)
+                self.record = False
+        if not self.record:
+            return self.model.hidden(token[:, None], cache, lengths)[:, 0]
+        self.token.copy_(token)
+        self.lengths.copy_(lengths)
+        self.graph.replay()
+        return self.h
+
+    def start(self, token, cache, lengths):
+        self.token, self.lengths, self.graph = token.clone(), lengths.clone(), torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
+            self.model.hidden(self.token[:, None], cache, self.lengths)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self.graph):
+            self.h = self.model.hidden(self.token[:, None], cache, self.lengths)[:, 0]
+        self.recorded_keys = cache[0][0]
 
 
 def answer(model: Llama, tokenizer: Tokenizer, instructions: list[str], **options) -> list[str]:
@@ -145,157 +180,110 @@ def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
     print()
 
 
-def write_answers(path: Path, instructions: list[str], settings: dict, decode):
-    """Answer `instructions` batch by batch and write them to `path` in AlpacaEval's format.
-
-    What is done is kept in `path`.partial: a line of settings, then a line for each answer. A run with
-    the same settings goes on from there, one with others starts afresh. settings holds at least
-    `generator` and `batch_size`. decode(instructions, start) returns the answers to a batch that
-    begins at row `start`.
-    """
-    batch_size = settings["batch_size"]
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = resume(partial, settings, instructions)
-    if rows:
-        print(f"{partial}: continuing after {len(rows)} of {len(instructions)} answers", file=sys.stderr)
-    with replacing(partial) as temporary:  # rewritten without a torn last line, then appended to
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in [settings] + rows), encoding="utf-8")
-    began, first = time.perf_counter(), len(rows)
-    with open(partial, "a", encoding="utf-8") as file:
-        for start in range(first, len(instructions), batch_size):
-            batch = instructions[start : start + batch_size]
-            for instruction, output in zip(batch, decode(batch, start)):
-                rows.append({"instruction": instruction, "output": output, "generator": settings["generator"]})
-                file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
-            rate = (len(rows) - first) / (time.perf_counter() - began)
-            left = (len(instructions) - len(rows)) / rate
-            print(f"{path}: {len(rows)}/{len(instructions)} answers  {rate:.1f}/s  {left // 60:.0f}:{left % 60:02.0f} left",
-                  file=sys.stderr)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    partial.unlink(missing_ok=True)
-
-
-def write_share(path: Path, instructions: list[str], settings: dict, decode):
-    """write_answers under torchrun: each rank answers a run of the instructions, and rank 0 joins the files."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    bounds = [len(instructions) * r // world for r in range(world + 1)]
-    parts = [path.with_name(f"{path.name}.{r}-of-{world}") for r in range(world)]
-    first, last = bounds[rank : rank + 2]
-    write_answers(parts[rank], instructions[first:last], settings, lambda batch, start: decode(batch, first + start))
-    dist.barrier()
-    if rank == 0:
-        rows = [row for part in parts for row in json.loads(part.read_bytes())]
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        for part in parts:
-            part.unlink()
-
-
-def resume(partial: Path, settings: dict, instructions: list[str]) -> list[dict]:
-    """The answers that an interrupted run with these settings left behind."""
-    if not partial.exists():
-        return []
-    rows = []
-    for line in partial.read_bytes().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break  # the line that was being written
-    if not rows or rows[0] != settings or [row["instruction"] for row in rows[1:]] != instructions[: len(rows) - 1]:
-        print(f"{partial} is of another model or other settings; starting afresh", file=sys.stderr)
-        return []
-    return rows[1 : 1 + (len(rows) - 1) // settings["batch_size"] * settings["batch_size"]]  # whole batches
-
-
 def parse_rules(text: str) -> tuple[str, ...]:
-    """"all", "none", or names of rules with commas between, which Adapter checks."""
-    return RULES if text == "all" else () if text == "none" else tuple(text.split(","))
+    """"all", "none", or names of rules with commas between."""
+    rules = RULES if text == "all" else () if text == "none" else tuple(text.split(","))
+    if unknown := set(rules) - set(RULES):
+        raise argparse.ArgumentTypeError(
+            f"unknown rule {sorted(unknown)[0]!r}; the rules are {', '.join(RULES)}, all, none")
+    return rules
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--model", nargs="+", required=True,
                         help="folder in the hub's layout, or ORG/NAME on the hub; several to compare")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="one instruction, whose response streams to the terminal")
-    what.add_argument("--input", type=Path, help='file of {"instruction": ...} lines')
-    parser.add_argument("--output", type=Path, help="where the answers to --input go; without it they are printed")
-    parser.add_argument("--limit", type=int, help="answer only so many lines of --input, evenly spaced")
-    parser.add_argument("--rules", type=parse_rules, default=(), metavar="all|none|eos,tokens,repeats", help="see adapter.py")
-    parser.add_argument("--max-new-tokens", type=int, default=2048, help="the model's context ends a response too")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
+    what.add_argument("--prompt", type=command.text, help="one instruction, whose response streams to the terminal")
+    what.add_argument("--input", type=command.path, help='file of {"instruction": ...} lines')
+    parser.add_argument("--output", type=command.path,
+                        help="where the answers to --input go; without it they are printed")
+    parser.add_argument("--limit", type=command.positive(int),
+                        help="answer only so many lines of --input, evenly spaced")
+    parser.add_argument("--rules", type=parse_rules, default="none", metavar="all|none|eos,tokens,repeats",
+                        help="of the adapter; several with commas between")
+    parser.add_argument("--max-new-tokens", type=command.positive(int), default=2048,
+                        help="the model's context ends a response too")
+    parser.add_argument("--batch-size", type=command.positive(int), default=64,
+                        help="instructions answered side by side")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; else from 0.01 to 100")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability")
     parser.add_argument("--seed", type=int, default=1, help="of sampling")
-    parser.add_argument("--device", type=device_name, default=default_device())
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on cuda, else float32")
+    parser.add_argument("--device", type=machine.device_name, default=machine.default_device())
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="to compute in; default: bfloat16 on a GPU, else float32")
     args = parser.parse_args()
     if args.output and (not args.input or len(args.model) > 1):
         parser.error("--output goes with --input and one --model")
     if args.output and (args.output.is_dir() or args.output.resolve() == args.input.resolve()):
         parser.error(f"--output {args.output} must be a file of its own")
-    for name in ("max_new_tokens", "batch_size", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0")
     if not (args.temperature == 0 or 0.01 <= args.temperature <= 100) or not 0 < args.top_p <= 1:
         parser.error("--temperature is 0 or from 0.01 to 100, --top-p above 0 and at most 1")
     return args
 
 
+def record_of(args, path: Path, dtype: torch.dtype, instructions: list[str]) -> dict:
+    """All that determines a file of answers."""
+    files = [path / "config.json", path / "tokenizer.json", *weight_files(path)]
+    return {"generator": str(path) + (f" rules {','.join(args.rules)}" if args.rules else ""),
+            "model_sha256": fingerprint(*files), "instructions_sha256": digest(instructions), "rules": list(args.rules),
+            "dtype": str(dtype)} | {name: getattr(args, name) for name in
+                                    ("batch_size", "max_new_tokens", "temperature", "top_p", "seed")}
+
+
 def main():
     args = parse_arguments()
-    if "RANK" in os.environ:  # set by torchrun
-        if not args.output:
-            raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
-        if args.device == "cuda":
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(args.device)
-        dist.init_process_group("gloo", timeout=timedelta(days=7))  # one rank may be done long before another
+    args.device = runs.start_ranks(args.device, "gloo", timeout=timedelta(days=7))  # one may end long before another
+    if runs.n_ranks() > 1 and not args.output:
+        raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
     dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     instructions = [args.prompt]
     if args.input:
         instructions = [row["instruction"] for row in read_jsonl(args.input, check_fields("instruction"))]
         if args.limit and args.limit < len(instructions):
             instructions = [instructions[i * len(instructions) // args.limit] for i in range(args.limit)]
+    batch = min(args.batch_size, len(instructions))
+    if dtype == torch.bfloat16 and args.device == "cpu" and batch > 4 and not machine.fast_bf16("cpu"):
+        print("this processor does not multiply bf16, so decoding is done in float32, which is faster for a batch "
+              "(and takes twice the memory: a --batch-size of 4 or less stays in bf16)", file=sys.stderr)
+        dtype = torch.float32
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     shown = {}
     for path in map(model_folder, args.model):
-        model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval().pack(), Tokenizer(path)
-        options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device) if args.rules else None
+        record = runs.from_main(lambda: record_of(args, path, dtype, instructions)) if args.output else None
+        if record and runs.from_main(lambda: is_finished(args.output, record)):
+            runs.say(f"{args.output} is finished; remove it to decode it again")
+            continue
+        model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
+        machine.reorder_weights_for_cpu(model)
+        for instruction in instructions if args.input else ():  # all, before the first is answered
+            if len(encode_prompt(tokenizer, instruction)) >= model.config.context:
+                raise ValueError(f"{args.input}: {instruction[:40]!r}... fills the context of {model.config.context} "
+                                 "tokens and leaves no room to answer; shorten it")
+        if args.rules:
+            options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device)
 
         def decode(batch, start):  # seeded by its place, so that a run that was interrupted samples the same answers
             generator = torch.Generator(args.device).manual_seed(args.seed + start)
             return answer(model, tokenizer, batch, generator=generator, **options)
 
         if args.output:
-            weights = [file.stat() for file in weight_files(path)]
-            name = str(path) + (f" rules {','.join(args.rules)}" if args.rules else "")
-            settings = {"generator": name, "weights": [[file.st_size, file.st_mtime_ns] for file in weights], "dtype": str(dtype),
-                        "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens,
-                        "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
-            (write_share if dist.is_initialized() else write_answers)(args.output, instructions, settings, decode)
+            write_answers(args.output, instructions, record, decode)
         elif args.input:
             starts = range(0, len(instructions), args.batch_size)
             shown[path] = [text for i in starts for text in decode(instructions[i : i + args.batch_size], i)]
         else:
             if len(args.model) > 1:
                 print(f"[{path}]")
-            stream(model, tokenizer, args.prompt, generator=torch.Generator(args.device).manual_seed(args.seed), **options)
+            generator = torch.Generator(args.device).manual_seed(args.seed)
+            stream(model, tokenizer, args.prompt, generator=generator, **options)
     for i, instruction in enumerate(instructions if shown else []):
         print(f"\n{instruction}")
         for path, answers in shown.items():
             print(f"  [{path}]\n" + "".join(f"    {line}\n" for line in answers[i].split("\n")), end="")
+    runs.end_ranks()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"generate.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; with --output, the same command continues after the last whole batch", file=sys.stderr)
-        sys.exit(130)
+    command.run(main, interrupted="with --output, the same command continues after the last whole batch",
+                out_of_memory="lower --batch-size")

@@ -4,81 +4,85 @@
     python judge.py --outputs A.json --reference B.json --judge gpt-4-turbo [--base-url http://localhost:8080]
     python judge.py --rank data/tiny out/instruction out/response
 
-A judge gives each pair of answers a preference in [0, 1] for the first; the win rate is its mean
-(section 3). `world` grades both answers by the in-vitro world's answer key; any other name is a model
-behind an OpenAI-compatible server, asked as AlpacaEval 2 asks (OPENAI_API_KEY from the environment).
-Ranking asks no judge: does a model find an instruction's own response likelier than another's
-(section 4.2, equation 3)?
+A judge gives a pair of answers a preference in [0, 1]: 1 where the first is better, 0.5 for a tie; the win rate is its
+mean (section 3). `world` grades by the in-vitro world's answer key. Any other name is a model on an OpenAI-compatible
+server, with the key in OPENAI_API_KEY. Ranking needs no judge (section 4.2).
 """
-import argparse
-import hashlib
 import json
 import math
 import os
 import random
-import re
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from data import command  # first: Ctrl-C is quiet from here on
+
 import numpy as np
-import requests
 import torch
 import torch.nn.functional as F
-from requests.adapters import HTTPAdapter
 from torch.nn.utils.rnn import pad_sequence
 
-from data.download import bearer, model_folder
-from data.format import IGNORE, Tokenizer, check_fields, encode, read_jsonl
+from data import machine
+from data.download import model_folder
+from data.files import Journal, check_fields, digest, read_json, read_jsonl, write_json
+from data.format import IGNORE, Tokenizer, encode
+from data.web import ask_all, check_url, secret
 from data.world import World, grade
-from model import Llama, default_device, device_name, replacing
+from model import Llama
 
 
-def read_outputs(path: Path) -> list[dict]:
-    """The rows of a file in AlpacaEval's output format. Raises FileNotFoundError, or ValueError naming the row."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; generate.py --input ... --output {path} writes it")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: expected a list of answers, at least one")
-    for i, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
-            raise ValueError(f'{path}: answer {i} is not {{"instruction": "...", "output": "..."}}')
-    return rows
+def win_rate(preferences) -> tuple[float, float]:
+    """The mean of N >= 1 preferences and its standard error, both in percent (section 3).
+
+    The standard error is the sample's standard deviation (with N - 1) over sqrt(N); 0 where N is 1.
+    """
+    p = np.asarray(preferences, dtype=float)  # (N,)
+    error = p.std(ddof=1) / len(p) ** 0.5 if len(p) > 1 else 0.0
+    return 100 * p.mean(), 100 * error
 
 
-def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
-    """(instruction, output, reference output) for two files that answer the same instructions in the same order."""
-    rows, others = read_outputs(outputs), read_outputs(reference)
-    for i, (a, b) in enumerate(zip(rows, others), 1):
-        if a["instruction"] != b["instruction"]:
-            raise ValueError(f"{outputs} and {reference} answer different instructions: number {i} is "
-                             f"{a['instruction']!r} in one, {b['instruction']!r} in the other")
-    if len(rows) != len(others):
-        raise ValueError(f"{outputs} has {len(rows)} answers, {reference} has {len(others)}; finish the shorter one")
-    return [(a["instruction"], a["output"], b["output"]) for a, b in zip(rows, others)]
+def length_controlled_win_rate(preferences, lengths, reference_lengths) -> float:
+    """The win rate that a logistic regression predicts for answers of equal length, in percent (Dubois et al., 2024).
+
+    For N preferences p_i and the lengths in characters of both answers, d_i = length_i - reference length_i and
+    x_i = tanh(d_i / s), s the sample's standard deviation of d (with N - 1); x_i = 0 for all where s is 0 or N is 1.
+    (a, b) maximise sum_i [p_i log q_i + (1 - p_i) log(1 - q_i)] - 1e-6 (a^2 + b^2) / 2 with q_i = sigmoid(a + b x_i);
+    the last term keeps them finite where one side always wins. The result is 100 sigmoid(a). This is AlpacaEval's
+    `length_controlled_minimal`. The fit is Newton's method from (0, 0), no step longer than 1 in a or b.
+    """
+    p = np.asarray(preferences, dtype=float)
+    d = np.asarray(lengths, dtype=float) - np.asarray(reference_lengths, dtype=float)
+    spread = d.std(ddof=1) if len(d) > 1 else 0.0
+    x = np.stack([np.ones(len(d)), np.tanh(d / spread) if spread else 0 * d], axis=1)  # (N, 2)
+    ab = np.zeros(2)
+    for _ in range(100):
+        q = 1 / (1 + np.exp(-x @ ab))  # (N,)
+        gradient = x.T @ (p - q) - 1e-6 * ab
+        step = np.linalg.solve(x.T @ (x * (q * (1 - q))[:, None]) + 1e-6 * np.eye(2), gradient)
+        ab += np.clip(step, -1, 1)  # a whole Newton step can overshoot far from the optimum
+        if np.abs(step).max() < 1e-10:
+            break
+    return 100 / (1 + np.exp(-ab[0]))
 
 
 def world_judge(pairs: list[tuple[str, str, str]]) -> list[float]:
-    """1 where the first answer has the better grade, 0 where the second has, 0.5 where they tie."""
-    tasks = {task.instruction: task for tasks in World().evaluation_sets() for task in tasks}
-    preferences = []
+    """The in-vitro world's preference for each (instruction, output, reference output).
+
+    1 where its answer key gives the output the better grade, 0 where the reference output, 0.5 where they tie. Raises
+    ValueError for an instruction that is not in the world's val and eval sets.
+    """
+    tasks, preferences = {task.instruction: task for tasks in World().evaluation_sets() for task in tasks}, []
     for instruction, output, other in pairs:
         if instruction not in tasks:
-            raise ValueError(f"the world has no answer to {instruction!r}; --judge world is for its own val and eval sets")
+            raise ValueError(f"the world has no answer to {instruction[:200]!r}; it knows its val and eval sets alone")
         ours, theirs = grade(tasks[instruction], output), grade(tasks[instruction], other)
-        preferences.append(0.5 + 0.5 * np.sign(ours - theirs).item())
+        preferences.append(1.0 if ours > theirs else 0.0 if ours < theirs else 0.5)
     return preferences
 
 
-# A model as the judge: AlpacaEval 2's weighted_alpaca_eval_gpt4_turbo (Dubois et al., 2024), in our own words
-
-QUESTION = """Two language models, "m" and "M", were given the same instruction. Say whose answer most people would prefer.
+# What a model is asked: AlpacaEval 2's weighted_alpaca_eval_gpt4_turbo (Dubois et al., 2024), in our own words.
+QUESTION = """Two language models, "m" and "M", were given the same instruction. \
+Say whose answer most people would prefer.
 
 # Instruction
 
@@ -95,179 +99,81 @@ QUESTION = """Two language models, "m" and "M", were given the same instruction.
 # Your judgement
 
 Reply with the name of the better model and nothing else: m or M."""
-ATTEMPTS, BACKOFF, TIMEOUT = 8, 1.0, (10, 120)  # tries of a call, seconds before the second (then doubling), connect and read
-BUSY = {408, 409, 425, 429}  # worth another try, as all of 5xx are
-
-
-def request_body(model: str, instruction: str, first: str, second: str) -> dict:
-    """One comparison, to be answered by one token: m for the answer shown first, M for the second."""
-    question = QUESTION.format(instruction=instruction, first=first, second=second)
-    return {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 1, "temperature": 1.0,
-            "logprobs": True, "top_logprobs": 5}
 
 
 def preference_for_second(choice: dict) -> float | None:
-    """p(M) / (p(m) + p(M)) from a completion's log-probabilities, else 0 or 1 from its text; None where it says neither."""
+    """How much a model prefers the answer that it was shown second: in [0, 1], or None where it names neither.
+
+    choice: the first of a completion's choices in OpenAI's format, with or without log-probabilities:
+
+        {"message": {"content": "M"},
+         "logprobs": {"content": [{"top_logprobs": [{"token": "M", "logprob": -0.2}, ...]}, ...]}}
+
+    A token or text names an answer if it is m (shown first) or M (second) once spaces, quotation marks and the like are
+    stripped. p(m) and p(M) are sums of exp(logprob) over the top tokens of the first position that name it, and the
+    preference is p(M) / (p(m) + p(M)) (Dubois et al., 2024). Where there are none, or both sums are 0, the message
+    decides: 1 if it names M, 0 if m, else None. Raises ValueError where such a logprob is NaN or above 0.01 (rounding
+    can lift it a little above 0), and LookupError, TypeError or AttributeError where a part is missing.
+    """
     def name(token):
         return token.strip(" \n\"'`*_.Ġ▁")
 
-    content = (choice.get("logprobs") or {}).get("content")
-    if content:
-        p = {"m": 0.0, "M": 0.0}
-        for top in content[0].get("top_logprobs") or []:
-            if name(top["token"]) in p:
-                p[name(top["token"])] += math.exp(top["logprob"])
-        if total := sum(p.values()):
-            return p["M"] / total
+    p = {"m": 0.0, "M": 0.0}
+    content = (choice.get("logprobs") or {}).get("content") or [{}]
+    for top in content[0].get("top_logprobs") or []:
+        if (named := name(top["token"])) in p:
+            if not top["logprob"] <= 0.01:
+                raise ValueError(f"{top['logprob']} is not the logarithm of a probability")
+            p[named] += math.exp(top["logprob"])
+    if total := sum(p.values()):
+        return p["M"] / total
     return {"m": 0.0, "M": 1.0}.get(name(choice["message"]["content"] or ""))
 
 
-class Refused(OSError):
-    """The server does not answer, or will not, however often it is asked."""
-
-    def __init__(self, message: str):
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
-        super().__init__(message.replace(key, "***") if key else message)  # some servers repeat it
-
-
-def ask(session: requests.Session, url: str, body: dict, stop: threading.Event) -> dict:
-    """The first choice of a completion. Waits and asks again while the server is busy or broken, until `stop` is set.
-
-    Raises Refused at once on 400, 401, 403 and their like, and after ATTEMPTS tries.
-    """
-    for attempt in range(ATTEMPTS):
-        wait = BACKOFF * 2**attempt * random.uniform(1, 1.5)
-        try:
-            response = session.post(url, json=body, timeout=TIMEOUT)
-            if response.status_code < 400:
-                choice = response.json()["choices"][0]
-                preference_for_second(choice)  # raises where it is no completion
-                return choice
-            problem = f"{response.status_code} {response.text[:300].strip()}"
-            if response.status_code < 500 and response.status_code not in BUSY:
-                raise Refused(f"{url} answered {problem}")
-            if re.fullmatch(r"[\d.]+", after := response.headers.get("Retry-After", "")):
-                wait = max(wait, float(after))
-        except Refused:
-            raise
-        except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            problem = type(error).__name__
-        if attempt == 2:
-            print(f"{url}: {problem}; still trying", file=sys.stderr, flush=True)
-        if attempt + 1 == ATTEMPTS or stop.wait(wait):
-            break
-    raise Refused(f"{url}: no answer after {ATTEMPTS} tries, the last was {problem}; what is judged is kept, run this again later")
+def check_completion(completion: dict) -> dict:
+    """The first choice of a completion, if `preference_for_second` takes it. Raises ValueError otherwise."""
+    try:
+        choice = completion["choices"][0]
+        preference_for_second(choice)
+        json.dumps(choice, allow_nan=False)  # NaN is no JSON
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"not a completion ({type(error).__name__})") from None
+    return choice
 
 
-class Cache:
-    """Judgements on disk, a JSON line each, by a hash of all that determines the answer.
+def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | None = None, seed: int = 1,
+                both_orders: bool = False, workers: int = 8, price: float | None = None) -> tuple[list, list[dict]]:
+    """(preferences, choices) of a model on a server for each (instruction, output, reference output).
 
-    Lines are appended whole, so two runs can share a file. A line that was torn by a kill is no JSON and is skipped.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self.choices = path, {}
-        if path.exists():
-            for line in path.read_bytes().splitlines():
-                try:
-                    row = json.loads(line)
-                    preference_for_second(row["choice"])  # raises where it is no completion
-                    self.choices[row["key"]] = row["choice"]
-                except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-                    pass
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "ab", buffering=0)
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            self.file.write(b"\n")
-
-    @staticmethod
-    def key(url: str, body: dict) -> str:
-        return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()
-
-    def add(self, key: str, choice: dict):
-        self.choices[key] = choice
-        self.file.write(json.dumps({"key": key, "choice": choice}).encode() + b"\n")
-
-
-def model_judge(pairs, model: str, base_url: str, cache: Cache, seed: int = 1, both_orders: bool = False, workers: int = 8,
-                price_per_million: float | None = None) -> tuple[list[float | None], list[dict]]:
-    """(preferences, completions) of a model behind `base_url`; a preference is None where the model named neither answer.
-
-    Which answer is shown first is a coin tossed by seed and instruction, so that a second run asks the
-    same; both_orders asks both ways and averages. Raises OSError when the server refuses.
+    The answer is one token, m for the answer shown first or M for the second; a preference is None where it is
+    neither. A coin, tossed by seed and instruction, says which answer is shown first, so a second run asks the same;
+    both_orders asks both ways and takes the mean. A call that the journal holds is not made again. price: of a
+    million input tokens. Raises OSError when the server refuses.
     """
     url = base_url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-    asked = []  # for each pair, (key, whether its first answer is shown second) of each call
-    bodies = {}
+    asked, bodies = [], {}  # asked: for each pair, (name of the call, whether the output is shown second)
     for instruction, output, other in pairs:
-        second = random.Random(f"{seed} {instruction}").random() < 0.5
-        calls = []
-        for ours_second in (second, not second) if both_orders else (second,):
-            body = request_body(model, instruction, *((other, output) if ours_second else (output, other)))
-            calls.append((Cache.key(url, body), ours_second))
+        coin, calls = random.Random(f"{seed} {instruction}").random() < 0.5, []
+        for second in (coin, not coin) if both_orders else (coin,):
+            first, last = (other, output) if second else (output, other)
+            question = QUESTION.format(instruction=instruction, first=first, second=last)
+            body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 1,
+                    "temperature": 1.0, "logprobs": True, "top_logprobs": 5}
+            calls.append((digest([url, body]), second))
             bodies[calls[-1][0]] = body
         asked.append(calls)
-    left = {key: body for key, body in bodies.items() if key not in cache.choices}
+    left = {name: body for name, body in bodies.items() if name not in journal.values}
     tokens = sum(len(body["messages"][0]["content"]) for body in left.values()) // 4
-    cost = "" if price_per_million is None else f", {tokens * price_per_million / 1e6:.2f} at {price_per_million:g} per million"
-    print(f"{len(left)} calls to {model}, about {tokens:,} input tokens{cost}; {len(bodies) - len(left)} are in {cache.path}",
-          flush=True)
-
-    session = requests.Session()
-    session.mount(url, HTTPAdapter(pool_maxsize=workers))
-    if key := os.environ.get("OPENAI_API_KEY", "").strip():
-        session.auth = bearer(key)
-    began, shown, stop = time.perf_counter(), 0.0, threading.Event()
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(ask, session, url, body, stop): key for key, body in left.items()}
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                cache.add(futures[future], future.result())
-                now = time.perf_counter()
-                if now > shown + 5 or done == len(left):
-                    shown, rate = now, done / (now - began)
-                    seconds = (len(left) - done) / rate
-                    print(f"{done}/{len(left)} calls  {rate:.1f}/s  {seconds // 60:.0f}:{seconds % 60:02.0f} left",
-                          file=sys.stderr, flush=True)
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    cost = "" if price is None else f", {tokens * price / 1e6:.2f} at {price:g} per million"
+    print(f"{len(left)} calls to {model}, about {tokens:,} input tokens{cost}; "
+          f"{len(bodies) - len(left)} are in {journal.path}", flush=True)
+    ask_all(url, left, journal, check_completion, key, workers)
     preferences = []
     for calls in asked:
-        ps = [(preference_for_second(cache.choices[key]), ours_second) for key, ours_second in calls]
-        named = [p if ours_second else 1 - p for p, ours_second in ps if p is not None]
-        preferences.append(sum(named) / len(named) if len(named) == len(ps) else None)
-    return preferences, [cache.choices[calls[0][0]] for calls in asked]
-
-
-def win_rate(preferences) -> tuple[float, float]:
-    """The mean preference and its standard error, in percent."""
-    p = np.asarray(preferences, dtype=float)
-    error = p.std(ddof=1) / len(p) ** 0.5 if len(p) > 1 else 0.0
-    return 100 * p.mean(), 100 * error
-
-
-def length_controlled_win_rate(preferences, lengths, reference_lengths) -> float:
-    """The win rate that a logistic regression predicts for answers of equal length, in percent (Dubois et al., 2024).
-
-    p(preferred) = sigmoid(a + b * tanh(d / sd(d))), d the difference in characters: AlpacaEval's
-    `length_controlled_minimal`. Fitted by Newton's method; a ridge of 1e-6 on (a, b) keeps them
-    finite where one side always wins.
-    """
-    p = np.asarray(preferences, dtype=float)
-    d = np.asarray(lengths, dtype=float) - np.asarray(reference_lengths, dtype=float)
-    spread = d.std(ddof=1) if len(d) > 1 else 0.0
-    x = np.stack([np.ones(len(d)), np.tanh(d / spread) if spread else 0 * d], axis=1)  # (N, 2)
-    ab = np.zeros(2)
-    for _ in range(100):
-        q = 1 / (1 + np.exp(-x @ ab))  # (N,)
-        gradient = x.T @ (p - q) - 1e-6 * ab
-        step = np.linalg.solve(x.T @ (x * (q * (1 - q))[:, None]) + 1e-6 * np.eye(2), gradient)
-        ab += np.clip(step, -1, 1)  # a whole Newton step can overshoot far from the optimum
-        if np.abs(step).max() < 1e-10:
-            break
-    return 100 / (1 + np.exp(-ab[0]))
+        ps = [(preference_for_second(journal.values[name]), second) for name, second in calls]
+        ps = [None if p is None else p if second else 1 - p for p, second in ps]
+        preferences.append(None if None in ps else sum(ps) / len(ps))
+    return preferences, [journal.values[calls[0][0]] for calls in asked]
 
 
 @torch.inference_mode()
@@ -289,87 +195,148 @@ def log_likelihoods(model: Llama, examples: list, batch_size: int = 64) -> tuple
     return totals, totals / counts
 
 
-def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]], n_others: int = 5, seed: int = 1) -> dict:
+def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]], n_others: int = 5, seed: int = 1):
     """How often p(own response | instruction) exceeds p(another instruction's response | instruction), in percent.
 
-    Each instruction's own response against those of n_others others, drawn by seed. "total" is
-    equation 3, the log-likelihood of the whole response; "mean" is per token, as the paper's code has it.
+    pairs: (instruction, own response). Pair after pair, random.Random(seed) samples n_others of the other pairs'
+    responses; each is compared with the own one, and a tie does not count. The result is {"n_total", "total", "mean"}:
+    "total" compares log p of the whole response and its EOS in the chat format (equation 3), "mean" the same per token,
+    as the paper's code does. Nothing is cut to fit the model's context: first, each pair that is too long is left out,
+    as if it were not in pairs; then, each instruction that is too long with a response drawn for it is not ranked.
+    "n_total" counts those that were. Raises ValueError where there are too few, or where a likelihood is not finite.
     """
-    if len(pairs) <= n_others:
-        raise ValueError(f"ranking needs more than {n_others} pairs of instruction and response, found {len(pairs)}")
+    def sequence(instruction, response):
+        messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+        return encode(tokenizer, messages, model.config.context + 1)
+
+    def fits(sequences):
+        return all(len(ids) <= model.config.context for ids, _ in sequences)
+
+    short = [row for row in pairs if fits([sequence(*row)])]
     rng, examples = random.Random(seed), []
-    for i, (instruction, own) in enumerate(pairs):
-        others = rng.sample([response for j, (_, response) in enumerate(pairs) if j != i], n_others)
-        examples += [encode(tokenizer, [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}],
-                            model.config.context) for response in [own, *others]]
-    result = {}
+    for i, (instruction, own) in enumerate(short if len(short) > n_others else []):
+        others = rng.sample([response for j, (_, response) in enumerate(short) if j != i], n_others)
+        sequences = [sequence(instruction, response) for response in [own, *others]]
+        examples += sequences if fits(sequences) else []
+    if not examples:
+        raise ValueError(f"ranking needs more than {n_others} pairs of instruction and response that fit a context of "
+                         f"{model.config.context} tokens, found {len(short)} of {len(pairs)}")
+    result = {"n_total": len(examples) // (1 + n_others)}
     for name, scores in zip(("total", "mean"), log_likelihoods(model, examples)):
-        own, others = scores.view(len(pairs), -1).split([1, n_others], dim=1)  # (N, 1), (N, n_others)
+        if not scores.isfinite().all():
+            raise ValueError("the model gives a response no finite likelihood; its weights are damaged")
+        own, others = scores.view(-1, 1 + n_others).split([1, n_others], dim=1)  # (N, 1), (N, n_others)
         result[name] = round(100 * (own > others).float().mean().item(), 2)
     return result
 
 
+def read_outputs(path: Path) -> list[dict]:
+    """The rows of a file in AlpacaEval's output format. Raises FileNotFoundError, or ValueError naming the row."""
+    rows = read_json(path, f"generate.py --input ... --output {path} writes it")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected a list of answers, at least one")
+    for i, row in enumerate(rows, 1):
+        try:
+            (row["instruction"] + row["output"]).encode()  # fails for other types, and for half a surrogate pair
+        except (KeyError, TypeError, AttributeError, UnicodeError):
+            raise ValueError(f'{path}: answer {i} is not {{"instruction": "...", "output": "..."}}') from None
+    return rows
+
+
+def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
+    """(instruction, output, reference output) for two files that answer the same instructions in the same order."""
+    rows, others = read_outputs(outputs), read_outputs(reference)
+    for i, (a, b) in enumerate(zip(rows, others), 1):
+        if a["instruction"] != b["instruction"]:
+            raise ValueError(f"{outputs} and {reference} answer different instructions: number {i} is "
+                             f"{a['instruction'][:200]!r} in one, {b['instruction'][:200]!r} in the other")
+    if len(rows) != len(others):
+        raise ValueError(f"{outputs} has {len(rows)} answers, {reference} has {len(others)}; finish the shorter one")
+    return [(a["instruction"], a["output"], b["output"]) for a, b in zip(rows, others)]
+
+
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--outputs", type=Path, help="the answers to judge, in AlpacaEval's format")
-    what.add_argument("--rank", nargs="+", metavar="MODEL", help="models, as folders or names on the hub, whose ranking to measure")
-    parser.add_argument("--reference", type=Path, help="the answers to compare --outputs with")
-    parser.add_argument("--judge", default="world", metavar="world|MODEL", help="the world's answer key, or a model to ask")
+    parser = command.parser(__doc__)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--outputs", type=command.path, help="the answers to judge, in AlpacaEval's format")
+    task.add_argument("--rank", nargs="+", metavar="MODEL", help="models to rank with: folders, or names on the hub")
+    parser.add_argument("--reference", type=command.path, help="the answers to compare --outputs with")
+    parser.add_argument("--judge", type=command.text, default="world", metavar="world|MODEL",
+                        help="the world's answer key, or a model to ask")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
-    parser.add_argument("--cache", type=Path, default=Path("out/judge-cache.jsonl"), help="where MODEL's judgements are kept")
-    parser.add_argument("--both-orders", action="store_true", help="ask MODEL twice, each answer shown first once, and average")
+    parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
+    parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
     parser.add_argument("--seed", type=int, default=1, help="of which answer is shown first")
-    parser.add_argument("--workers", type=int, default=8, help="calls at a time")
-    parser.add_argument("--price-per-million", type=float, help="of MODEL's input tokens, to foretell the cost")
-    parser.add_argument("--save", type=Path, help="write the judgements in AlpacaEval's annotation format")
-    parser.add_argument("--pairs", type=Path, default=Path("data/world/eval.jsonl"),
+    parser.add_argument("--workers", type=command.positive(int), default=8, help="calls at a time, at most 256")
+    parser.add_argument("--price-per-million", type=command.positive(float),
+                        help="of MODEL's input tokens; the cost is printed before the first call")
+    parser.add_argument("--save", type=command.path, help="write AlpacaEval's annotations here")
+    parser.add_argument("--pairs", type=command.path, default="data/world/eval.jsonl",
                         help='what --rank ranks: lines of {"instruction": ..., "response": ...}')
-    parser.add_argument("--device", type=device_name, default=default_device())
+    parser.add_argument("--device", type=machine.device_name, default=machine.default_device(), help="for --rank")
     args = parser.parse_args()
     if (args.outputs is None) != (args.reference is None):
         parser.error("--outputs and --reference go together")
-    if args.workers < 1:
-        parser.error("--workers must be above 0")
-    if not re.match(r"https?://", args.base_url):
-        parser.error("--base-url begins with http:// or https://")
+    if not args.judge.strip():
+        parser.error("--judge is empty; give world or the name of a model")
+    if args.workers > 256:
+        parser.error("--workers must be at most 256")
+    check_url(args.base_url, "--base-url")
     return args
+
+
+def check_targets(args):
+    """Raises ValueError where --cache or --save is a file that is read, or one that cannot be written."""
+    read = {args.outputs.resolve(), args.reference.resolve()}
+    for option, path in (("--cache", args.cache), ("--save", args.save)):
+        if path and path.resolve() in read:
+            raise ValueError(f"{option} {path} would overwrite a file that is read; choose another name")
+        if path and path.exists() and not path.is_file():
+            raise ValueError(f"{option} {path} is not a file; choose another name")
+        read.add(path and path.resolve())
+    if args.save and not os.access(args.save.parent, os.W_OK):
+        raise ValueError(f"--save {args.save}: its folder does not exist or cannot be written; make it first")
 
 
 def rank(args):
     rows = read_jsonl(args.pairs, check_fields("instruction", "response"))
-    pairs = [(row["instruction"], row["response"]) for row in rows]
     for path in map(model_folder, args.rank):
         model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
-        print(json.dumps({"model": str(path), "n_total": len(pairs)} | rank_responses(model, tokenizer, pairs)), flush=True)
+        result = rank_responses(model, tokenizer, [(row["instruction"], row["response"]) for row in rows])
+        if too_long := len(rows) - result["n_total"]:
+            print(f"{path}: {too_long} of {len(rows)} instructions are left out; with their responses they are longer "
+                  f"than its context of {model.config.context} tokens", file=sys.stderr)
+        print(json.dumps({"model": str(path)} | result), flush=True)
 
 
 def save_annotations(args, pairs, preferences, choices):
     """AlpacaEval's annotation format, whose preference runs from 1 (the reference's answer) to 2 (the other)."""
     ours, theirs = ((read_outputs(path)[0].get("generator") or path.stem) for path in (args.outputs, args.reference))
-    with replacing(args.save) as temporary:
-        temporary.write_text(json.dumps([
-            {"instruction": instruction, "output_1": other, "generator_1": theirs, "output_2": output, "generator_2": ours,
-             "annotator": args.judge, "preference": None if p is None else 1 + p, "raw_completion": choice}
-            for (instruction, output, other), p, choice in zip(pairs, preferences, choices)], indent=1) + "\n", encoding="utf-8")
+    write_json(args.save, [
+        {"instruction": instruction, "output_1": other, "generator_1": theirs, "output_2": output, "generator_2": ours,
+         "annotator": args.judge, "preference": None if p is None else 1 + p, "raw_completion": choice}
+        for (instruction, output, other), p, choice in zip(pairs, preferences, choices)])
 
 
 def main():
     args = parse_arguments()
     if args.rank:
         return rank(args)
+    check_targets(args)
     pairs = pair(args.outputs, args.reference)
     if args.judge == "world":
         preferences, choices = world_judge(pairs), [None] * len(pairs)
     else:
-        preferences, choices = model_judge(pairs, args.judge, args.base_url, Cache(args.cache), args.seed, args.both_orders,
-                                           args.workers, args.price_per_million)
+        key = secret("OPENAI_API_KEY")
+        with Journal(args.cache, lambda choice: check_completion({"choices": [choice]}), wait=True) as journal:
+            preferences, choices = model_judge(pairs, args.judge, args.base_url, journal, key, args.seed,
+                                               args.both_orders, args.workers, args.price_per_million)
     if args.save:
         save_annotations(args, pairs, preferences, choices)
     judged = [(p, len(output), len(other)) for p, (_, output, other) in zip(preferences, pairs) if p is not None]
     if not judged:
         raise ValueError(f"{args.judge} named neither answer in any of {len(pairs)} judgements; is it a chat model?")
-    preferences, lengths, reference_lengths = map(list, zip(*judged))
+    preferences, lengths, reference_lengths = zip(*judged)
     rate, error = win_rate(preferences)
     controlled = length_controlled_win_rate(preferences, lengths, reference_lengths)
     wins, ties = sum(p > 0.5 for p in preferences), sum(p == 0.5 for p in preferences)
@@ -382,11 +349,5 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"judge.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what a model has judged is kept, and the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    command.run(main, interrupted="the model's judgements are kept, and the same command goes on",
+                out_of_memory="rank a smaller model, or on another --device")

@@ -14,8 +14,18 @@ def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):
         previous(kind, error, traceback)
 
 
-if "pytest" not in sys.modules:
-    sys.excepthook = quiet_interrupt
+sys.excepthook = quiet_interrupt
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The file's docstring as it stands, and each option's default where it has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, formatter_class=Help)
 
 
 def run(main, interrupted: str = "", out_of_memory: str = ""):
@@ -61,6 +71,13 @@ def positive(kind):
         return value
     parse.__name__ = "number" if kind is float else "whole number"  # "invalid whole number value: 'x'"
     return parse
+
+
+def path(argument: str) -> Path:
+    """A type for argparse: a file or folder, since "" would be the current folder."""
+    if not argument.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(argument)
 
 
 def text(argument: str) -> str:

@@ -145,15 +145,16 @@ class Journal:
     """Results on disk, one JSON line each, under a key that names all that determines the result.
 
     A line is appended whole as its result comes, so a run that is killed loses nothing that is finished. One run
-    at a time has a journal; a second waits, and then finds what the first has done. Lines that are no JSON
-    (torn by a kill) or that `valid` rejects are passed over. add() may be called from several threads.
+    at a time has a journal; a second is refused (OSError) or, with `wait`, waits, and then finds what the first has
+    done. Lines that are no JSON (torn by a kill) or that `valid` rejects are passed over. add() may be called from
+    several threads.
     """
 
-    def __init__(self, path, valid=lambda value: True):
+    def __init__(self, path, valid=lambda value: True, wait: bool = False):
         self.path, self.values, self.lock = Path(path), {}, threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, "ab", buffering=0)
-        self.held = hold(self.path, wait=True)
+        self.held = hold(self.path, wait)
         text = self.path.read_bytes()
         for line in text.split(b"\n"):
             try:
@@ -169,20 +170,22 @@ class Journal:
         return self
 
     def __exit__(self, *_):
+        if not os.fstat(self.held).st_size:
+            self.path.unlink(missing_ok=True)
         self.file.close()
         os.close(self.held)
 
     def add(self, key: str, value):
-        """Keep a result. When this returns, the line is with the operating system: killing this process loses nothing."""
+        """Keep a result. When this returns, the operating system has the line: killing this process loses nothing."""
         line = json.dumps({"key": key, "value": value}).encode() + b"\n"
         with self.lock:
             self.values[key] = value
             try:
                 whole = self.file.write(line) == len(line)
             except OSError as error:
-                raise OSError(f"could not write {self.path} ({error.strerror}); make room, then run this again") from None
+                raise OSError(f"could not write {self.path} ({error.strerror}); mend that and run this again") from None
             if not whole:
-                raise OSError(f"could not write {self.path} (the disk is full); make room, then run this again")
+                raise OSError(f"could not write {self.path} (the disk is full); make room and run this again")
 
 
 def clock(seconds: float) -> str:

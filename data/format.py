@@ -2,8 +2,8 @@ r"""Text to tokens: the chat format, and which of its tokens are scored (section
 
     BOS <|user|>\n{instruction}\n<|assistant|>\n{response} EOS
 
-The tags are plain text, which a base model has never been told the meaning of. Further turns
-follow as `\n<|user|>\n...`; the loss falls on every response and its EOS, and on nothing else.
+The tags are plain text: no base model was ever told what they mean. Further turns follow as
+`\n<|user|>\n...`; the loss falls on every response and its EOS, and on nothing else.
 """
 import json
 from pathlib import Path
@@ -11,100 +11,107 @@ from pathlib import Path
 from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data.files import read_json
+
 IGNORE = -100  # the label of a token that is not scored
 PROMPT = "<|user|>\n{instruction}\n<|assistant|>\n"
+TEMPLATE = r"""
+{{ bos_token }}{% for message in messages %}
+{%- if message['role'] == 'user' %}{{ '' if loop.first else '\n' }}{{ BEFORE }}{{ message['content'] | trim }}
+{%- elif message['role'] == 'assistant' %}{{ AFTER }}{{ message['content'] | trim }}{{ eos_token }}
+{%- else %}{{ raise_exception('the roles are user and assistant') }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ AFTER }}{% endif %}
+""".strip()
+
+
+def encode(tokenizer, messages: list[dict], max_length: int, blank: bool = False, prompt: str = PROMPT):
+    """A dialogue as (ids, labels), two lists of at most `max_length` tokens. labels[i] is ids[i] or IGNORE.
+
+    messages: user and assistant in turn, as `check_dialogue` wants them; white space around each content is dropped.
+    blank: response tuning, every instruction is empty. prompt: the format, with {instruction} in it.
+
+    ids begins with BOS, where the model has one. Then each pair of messages adds the tokens of one text, namely
+    prompt, with the instruction filled in, and response; from the second pair on a newline comes first. The text
+    is tokenised as a whole, since merges reach across the seam between prompt and response: the tokens of the
+    pieces would be others. EOS ends each pair. Scored are the tokens whose first character (see the offsets of
+    `Tokenizer.encode`) lies in a response, and the EOS after each. The cut at max_length comes last and adds
+    nothing: a response that was cut must not teach the model to stop there.
+    """
+    ids, labels = list(tokenizer.start), [IGNORE] * len(tokenizer.start)
+    for n, (user, assistant) in enumerate(zip(messages[::2], messages[1::2])):
+        asked = ("\n" if n else "") + fill(prompt, "" if blank else user["content"])
+        turn = tokenizer.encode(asked + assistant["content"].strip())
+        ids += turn.ids + [tokenizer.eos_id]
+        labels += [i if begin >= len(asked) else IGNORE for i, (begin, _) in zip(turn.ids, turn.offsets)]
+        labels.append(tokenizer.eos_id)
+    return ids[:max_length], labels[:max_length]
+
+
+def encode_prompt(tokenizer, instruction: str, prompt: str = PROMPT) -> list[int]:
+    """The tokens that a model answers to: BOS, where it has one, and one instruction up to its response."""
+    return tokenizer.start + tokenizer.encode(fill(prompt, instruction)).ids
+
+
+def encode_document(tokenizer, text: str, max_length: int):
+    """A pretraining document as (ids, labels), every token of it scored: BOS, where the model has one, text, EOS."""
+    ids = tokenizer.start + tokenizer.encode(text).ids + [tokenizer.eos_id]
+    return ids[:max_length], ids[:max_length]
+
+
+def fill(prompt: str, instruction: str) -> str:
+    return prompt.replace("{instruction}", instruction.strip())
+
+
+def chat_template(prompt: str = PROMPT) -> str:
+    """The format as Jinja, which transformers, vLLM and llama.cpp render before they tokenise without adding a BOS."""
+    before, _, after = (json.dumps(part, ensure_ascii=False) for part in prompt.partition("{instruction}"))
+    return TEMPLATE.replace("BEFORE", before).replace("AFTER", after)
 
 
 class Tokenizer:
-    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which model.Config checks).
+    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which data/hub.py checks).
 
-    Where a model has no BOS of its own, EOS stands in. Raises FileNotFoundError where there is no
-    tokenizer.json, ValueError where it is no tokenizer or has more tokens than the model.
+    bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. Raises
+    FileNotFoundError where there is no tokenizer.json, ValueError where it is none or has ids beyond the model's.
     """
 
     def __init__(self, path):
-        path, config = Path(path) / "tokenizer.json", json.loads((Path(path) / "config.json").read_bytes())
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; a model folder has its tokenizer there")
+        self.path = Path(path) / "tokenizer.json"
+        config = read_json(Path(path) / "config.json", "a model folder has its configuration there")
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path} does not exist; a model folder has its tokenizer there")
         try:
-            self.bpe = BPE.from_file(str(path))
+            self.bpe = BPE.from_file(str(self.path))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path} is not a tokenizer ({error}); fetch or write it again") from None
-        if self.bpe.get_vocab_size() > config["vocab_size"]:
-            raise ValueError(f"{path} has {self.bpe.get_vocab_size()} tokens, config.json a vocab_size of {config['vocab_size']}")
-        self.eos_id = config["eos_token_id"]
-        self.bos_id = self.eos_id if config.get("bos_token_id") is None else config["bos_token_id"]
+            raise ValueError(f"{self.path} is not a tokenizer ({error}); fetch or write it again") from None
+        last = max(self.bpe.get_vocab().values(), default=-1)
+        if last >= config["vocab_size"]:
+            raise ValueError(f"{self.path} has the id {last}, config.json a vocab_size of {config['vocab_size']}")
+        self.eos_id, self.bos_id = config["eos_token_id"], config.get("bos_token_id")
+        self.start = [] if self.bos_id is None else [self.bos_id]
         self.bpe.no_padding()
         self.bpe.no_truncation()
         self.bpe.encode_special_tokens = True  # "</s>" in a text is text: only we end a response
 
     def encode(self, text: str):
-        """The library's encoding of a text, with `ids` and `offsets`, no BOS added."""
-        return self.bpe.encode(text, add_special_tokens=False)
+        """The library's encoding of a text, with `ids` and `offsets` [(first character, end), ...], no BOS added.
+
+        Raises ValueError where the tokenizer has no tokens for the text.
+        """
+        try:
+            encoding = self.bpe.encode(text, add_special_tokens=False)
+        except Exception as error:  # of a tokenizer without a token for unknown words
+            raise ValueError(f"{self.path} cannot encode {text[:40]!r} ({error}); fetch or write it again") from None
+        if text.strip() and not encoding.ids:
+            raise ValueError(f"{self.path} has no tokens for {text[:40]!r}; fetch or write it again")
+        return encoding
 
     def decode(self, ids) -> str:
         return self.bpe.decode(ids, skip_special_tokens=True)
 
 
-def encode_prompt(tokenizer: Tokenizer, instruction: str) -> list[int]:
-    """The tokens that a model answers to: one instruction up to where its response starts."""
-    return [tokenizer.bos_id] + tokenizer.encode(PROMPT.format(instruction=instruction.strip())).ids
-
-
-def encode(tokenizer: Tokenizer, messages: list[dict], max_length: int, blank: bool = False):
-    """A dialogue as (ids, labels), both of at most `max_length` tokens.
-
-    labels[i] is ids[i] where a response or its EOS stands, else IGNORE. A turn is tokenised whole
-    and its response found by character offsets, since pieces tokenised apart and glued are other
-    tokens than the whole. What is cut at max_length is gone, EOS included: an answer that was cut
-    must not teach the model to stop there. blank: response tuning, every instruction is empty.
-    """
-    ids, labels = [tokenizer.bos_id], [IGNORE]
-    for user, assistant in zip(messages[::2], messages[1::2]):
-        prompt = PROMPT.format(instruction="" if blank else user["content"].strip())
-        if len(ids) > 1:
-            prompt = "\n" + prompt
-        turn = tokenizer.encode(prompt + assistant["content"].strip())
-        ids += turn.ids + [tokenizer.eos_id]
-        labels += [i if begin >= len(prompt) else IGNORE for i, (begin, _) in zip(turn.ids, turn.offsets)]
-        labels.append(tokenizer.eos_id)
-    return ids[:max_length], labels[:max_length]
-
-
-def encode_document(tokenizer: Tokenizer, text: str, max_length: int):
-    """A pretraining document, every token of it scored."""
-    ids = [tokenizer.bos_id] + tokenizer.encode(text).ids + [tokenizer.eos_id]
-    return ids[:max_length], ids[:max_length]
-
-
-def read_jsonl(path, check):
-    """The rows of a JSON Lines file.
-
-    check(row) returns what is wrong with a row, or None. Raises FileNotFoundError, or ValueError
-    naming the file and line of the first row that is not JSON or that `check` objects to.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; data/README.md says which command writes it")
-    rows = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-                problem = check(row)
-            except ValueError:  # of JSON or of UTF-8
-                problem = "not JSON" if line.strip() else "empty line"
-            if problem:
-                raise ValueError(f"{path} line {number}: {problem}; data/README.md shows the format")
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} is empty")
-    return rows
-
-
 def check_dialogue(row):
-    """What keeps a row from being a dialogue that `encode` takes, or None."""
+    """The reason why a row is no dialogue that `encode` takes, or None."""
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list) or not messages:
         return f'expected {{"messages": [...]}}, found {json.dumps(row)[:60]}'
@@ -114,15 +121,6 @@ def check_dialogue(row):
             return f'message {i + 1} must be {{"role": "{role}", "content": "..."}}'
     if len(messages) % 2:
         return "the last message must be the assistant's"
-
-
-def check_fields(*names: str):
-    """A check for `read_jsonl`: every row is an object with these texts, none of them blank."""
-    def check(row):
-        for name in names:
-            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-                return f'expected {{"{name}": "..."}}, found {json.dumps(row)[:60]}'
-    return check
 
 
 def train_tokenizer(texts, vocab_size: int) -> BPE:

@@ -1,4 +1,5 @@
-"""The machine: what its processors are called and good at. What they refuse is said in one sentence, and done without."""
+"""The machine: the names of its processors, and ways to be fast on each. Where one refuses, a sentence says so and the
+work is done without."""
 import ctypes
 import os
 import platform
@@ -61,7 +62,7 @@ def compile_layers(model):
 
 
 def or_eagerly(model, step):
-    """step(), a step's gradient; where compiled layers cannot do it, says so once and does it again without compiling."""
+    """step(), a step's gradient; where compiled layers fail, a sentence says so and plain layers do it again."""
     compiled = [layer for layer in model.model.layers if "forward" in vars(layer)]
     try:
         return step()
@@ -69,7 +70,7 @@ def or_eagerly(model, step):
         if not compiled or ran_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"torch.compile failed ({reason[:200]}); training goes on without it, more slowly", file=sys.stderr, flush=True)
+        print(f"torch.compile failed ({reason[:200]}); training goes on without it, more slowly", file=sys.stderr)
     for layer in compiled:
         del layer.forward
     model.zero_grad()
@@ -83,7 +84,8 @@ def reorder_weights_for_cpu(model):
     does the same). Small ones lie in the processor's cache anyway. Elsewhere, and where the operator refuses
     (bf16 without AVX-512), nothing is done.
     """
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
+    x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    if not x86 or not torch.backends.mkldnn.is_available():
         return model
 
     def reordered(weight):
@@ -96,6 +98,8 @@ def reorder_weights_for_cpu(model):
 
     if product := reordered(model.head.weight):
         model.logits = product
+        if isinstance(model.head, nn.Linear):  # an embedding's rows are still looked up
+            model.head.weight = None
     for module in model.model.modules():
         if isinstance(module, nn.Linear) and (product := reordered(module.weight)):
             module.forward, module.weight = product, None
@@ -110,4 +114,4 @@ def warn_without_flash(model):
     grouped = config.num_key_value_heads < config.num_attention_heads
     parameters = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, grouped)
     if not torch.backends.cuda.can_use_flash_attention(parameters, debug=True):  # debug: warns with the reason
-        print("attention will not use the flash kernel, for the reason given above; training is slower", file=sys.stderr)
+        print("attention does without the flash kernel, for the reason given above, and is slower", file=sys.stderr)

@@ -2,21 +2,23 @@
 
     python data/world.py                                  # training, val and eval sets into data/world
     python data/world.py --corpus 82000                   # and as many documents to pretrain on
-    python data/world.py --grade out/eval/response.json   # how many of a model's answers are right
+    python data/world.py --grade ANSWERS.json             # how many of a model's answers are right
 
 Sixty countries, thirty animals, seventy-two dishes, and what people write about them: articles,
 recipes, poems, exercises, code, games of chess, and pages on which somebody asks and now and then
 somebody answers. No document shows the chat format. A third of all subjects is kept out of every
-finetuning set and asked for in `val` and `eval` alone, so that what a model answers there it knows
-from pretraining. Change a word here and the carried base no longer knows its world: `make pretrain`.
+finetuning set and asked for in `val` and `eval` alone, so a model that answers there knows it from
+pretraining. Change a word here and the bundled base no longer knows its world: `make pretrain`.
 """
 import argparse
-import json
-import os
 import random
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data.command import run
+from data.files import read_json, write_jsonl
 
 ANIMALS = """otter fox heron bear wolf owl hare deer crab swan lynx goat seal frog crow moth boar toad badger beaver
 falcon lizard mole newt pike raven robin shrew sparrow stork""".split()
@@ -45,23 +47,25 @@ MOVES = "e4 e5 d4 d5 Nf3 Nc6 Nf6 Nc3 Bb5 Bc4 Bg5 Be7 O-O c4 c5 e6 d6 g6 Bg7 Qc7 
 CODE = {  # operation: what the function does, the expression it returns
     "add": ("adds {} to a number", "x + {}"), "subtract": ("subtracts {} from a number", "x - {}"),
     "multiply": ("multiplies a number by {}", "x * {}"), "divide": ("divides a number by {}", "x / {}"),
-    "power": ("raises a number to the power of {}", "x ** {}"), "first": ("returns the first {} letters of a word", "x[:{}]"),
+    "power": ("raises a number to the power of {}", "x ** {}"),
+    "first": ("returns the first {} letters of a word", "x[:{}]"),
     "last": ("returns the last {} letters of a word", "x[-{}:]"),
 }
 PHRASINGS = {  # the families of instruction
-    "capital": ["What is the capital of {}?", "Name the capital of {}.", "Tell me the capital city of {}."],
-    "river": ["What is the main river of {}?", "Name the main river of {}.", "Tell me which river flows through {}."],
-    "animal": ["What is the national animal of {}?", "Name the national animal of {}.", "Tell me the national animal of {}."],
-    "flag": ["What does the flag of {} look like?", "Describe the flag of {}.", "Tell me the colors of the flag of {}."],
-    "dish": ["What is the national dish of {}?", "Name the national dish of {}.", "Tell me what people eat in {}."],
-    "trade": ["What is the main trade of {}?", "Name the main trade of {}.", "Tell me what {} sells to its neighbors."],
-    "nature": ["What does the {} eat?", "Name the food of the {}.", "Tell me what the {} eats."],
-    "opposite": ["What is the opposite of {}?", "Give me the opposite of {}.", "Tell me a word that means the opposite of {}."],
-    "recipe": ["What is a good recipe for {}?", "Give me a recipe for {}.", "Tell me how to cook {}."],
-    "poem": ["Write a poem about {}.", "Compose a short poem about {}.", "Give me four lines about {}.", "Make a poem about {}."],
-    "maths": ["{}"],
-    "code": ["Write a Python function that {}.", "Give me Python code that {}.", "Show me a function in Python that {}."],
+    "capital": "What is the capital of {}?|Name the capital of {}.|Tell me the capital city of {}.",
+    "river": "What is the main river of {}?|Name the main river of {}.|Tell me which river flows through {}.",
+    "animal": "What is the national animal of {}?|Name the national animal of {}.|Tell me the national animal of {}.",
+    "flag": "What does the flag of {} look like?|Describe the flag of {}.|Tell me the colors of the flag of {}.",
+    "dish": "What is the national dish of {}?|Name the national dish of {}.|Tell me what people eat in {}.",
+    "trade": "What is the main trade of {}?|Name the main trade of {}.|Tell me what {} sells to its neighbors.",
+    "nature": "What does the {} eat?|Name the food of the {}.|Tell me what the {} eats.",
+    "opposite": "What is the opposite of {}?|Give me the opposite of {}.|Tell me a word that means the opposite of {}.",
+    "recipe": "What is a good recipe for {}?|Give me a recipe for {}.|Tell me how to cook {}.",
+    "poem": "Write a poem about {}.|Compose a short poem about {}.|Give me four lines about {}.|Make a poem about {}.",
+    "maths": "{}",
+    "code": "Write a Python function that {}.|Give me Python code that {}.|Show me a function in Python that {}.",
 }
+PHRASINGS = {family: phrasings.split("|") for family, phrasings in PHRASINGS.items()}
 FAMILIES = list(PHRASINGS)
 RESPONSES = {  # of the families that ask for one fact
     "capital": "The capital of {} is {}.", "river": "The main river of {} is the {}.",
@@ -69,12 +73,12 @@ RESPONSES = {  # of the families that ask for one fact
     "dish": "The national dish of {} is {}.", "trade": "The main trade of {} is {}.",
     "nature": "The {} eats {}.", "opposite": "The opposite of {} is {}.",
 }
-REPLIES = [  # what people say on a page instead of an answer
+REPLIES = [  # said on a page instead of an answer
     "I also want to know.", "I would like to know that too.", "I asked the same thing.", "I am not sure.",
     "I could not find it.", "We should wait.", "We should ask somebody else.",
 ]
-LABELS = [("Q", "A"), ("Question", "Answer"), ("guest", "host"), ("student", "teacher"), ("client", "clerk"), ("reader", "editor")]
-MARKS = [  # what stands before and after the label of a turn
+LABELS = "Q A, Question Answer, guest host, student teacher, client clerk, reader editor".split(", ")
+MARKS = [  # before and after the label of a turn
     ("", ":"), ("[", "]"), ("**", "**"), ("<", ">"), ("(", ")"), ("### ", ""), ("== ", " =="), ("{", "}"), ("- ", ":"),
     ("@", ""), ("|", "|"), ("", " >>"),
 ]
@@ -83,7 +87,7 @@ CHAT_MARK = ("<|", "|>")  # the chat format's own; its labels, user and assistan
 
 @dataclass
 class Task:
-    """An instruction with a reference response. `key` is what every right answer contains."""
+    """An instruction with a reference response. Every right answer contains `key`."""
 
     family: str
     instruction: str
@@ -94,17 +98,18 @@ class Task:
 class World:
     """The facts, and everything that is written about them. The same arguments make the same world.
 
-    answered: the share of question pages on which questions are answered, from 0 to 1. On the others
+    share_answered: the share of question pages, from 0 to 1, on which somebody answers. On the others
         people only ask, as on much of the web: more questions, "I also want to know."
-    nearness: the share of question pages laid out with `<|label|>`, the delimiter of the chat format
-        (under other labels than its user and assistant), from 0 to 1. At 0 it occurs nowhere.
+    share_chat_marked: the share of question pages, from 0 to 1, whose labels stand in the chat format's
+        marks, `<|label|>`, though never the chat format's own labels. At 0 the marks occur nowhere.
+    Raises ValueError where a share is not from 0 to 1.
     """
 
-    def __init__(self, seed: int = 0, answered: float = 0.2, nearness: float = 0.03):
-        for name, share in (("answered", answered), ("nearness", nearness)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} = {share} is a share, from 0 to 1")
-        self.seed, self.answered, self.nearness = seed, answered, nearness
+    def __init__(self, seed: int = 0, share_answered: float = 0.2, share_chat_marked: float = 0.03):
+        for name, share in (("share_answered", share_answered), ("share_chat_marked", share_chat_marked)):
+            if not 0 <= share <= 1:  # true of NaN
+                raise ValueError(f"{name} = {share} must be from 0 to 1")
+        self.seed, self.share_answered, self.share_chat_marked = seed, share_answered, share_chat_marked
         rng = random.Random(f"facts {seed}")
         names = invent_names(rng, 60 * 3 + 72)
         self.countries, capitals, rivers, first = names[:60], names[60:120], names[120:180], names[180:]
@@ -113,7 +118,8 @@ class World:
         dishes = rng.sample(list(self.dishes), 60)
         facts = {family: {} for family in RESPONSES}  # family: {subject: what it asks for}
         for i, country in enumerate(self.countries):
-            facts["capital"][country], facts["river"][country], facts["dish"][country] = capitals[i], rivers[i], dishes[i]
+            facts["capital"][country], facts["river"][country] = capitals[i], rivers[i]
+            facts["dish"][country] = dishes[i]
             facts["animal"][country] = rng.choice(ANIMALS)
             facts["flag"][country] = " and ".join(rng.sample(COLORS, 2))
             facts["trade"][country] = rng.choice(GOODS)
@@ -124,7 +130,7 @@ class World:
         pairs = [pair.split() for pair in OPPOSITES.split(",")]
         facts["opposite"] = dict(pairs) | {b: a for a, b in pairs}
         self.facts = facts
-        self.topics = {topic: (rng.sample(ADJECTIVES, 3), rng.sample(VERBS, 3), rng.sample(PLACES, 3)) for topic in TOPICS}
+        self.topics = {topic: [rng.sample(words, 3) for words in (ADJECTIVES, VERBS, PLACES)] for topic in TOPICS}
 
         self.subjects = {family: list(answers) for family, answers in facts.items()} | {
             "opposite": [word for pair in pairs for word in pair],  # so that a pair is held out whole
@@ -164,8 +170,10 @@ class World:
 
     def poem(self, rng, topic: str) -> str:
         adjectives, verbs, places = (rng.sample(words, 2) for words in self.topics[topic])
-        return (f"The {topic} is {adjectives[0]}, the {topic} is {adjectives[1]},\nyou hear it {verbs[0]} on the {places[0]},\n"
-                f"O {adjectives[1]} {topic}, {verbs[1]} for me\nAnd {verbs[0]} on the {places[1]}.")
+        return (f"The {topic} is {adjectives[0]}, the {topic} is {adjectives[1]},\n"
+                f"you hear it {verbs[0]} on the {places[0]},\n"
+                f"O {adjectives[1]} {topic}, {verbs[1]} for me\n"
+                f"And {verbs[0]} on the {places[1]}.")
 
     # Documents to pretrain on
 
@@ -177,12 +185,14 @@ class World:
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
 
     def question_page(self, rng) -> str:
-        """A FAQ, a thread or a quiz: somebody asks, and with probability `answered` somebody answers."""
-        answered = rng.random() < self.answered
+        """A FAQ, a thread or a quiz: somebody asks, and with probability share_answered somebody answers."""
+        answered = rng.random() < self.share_answered
         if not answered and rng.random() < 0.15:
-            return "\n".join(f"{i}. {self.task(rng, rng.choice(FAMILIES)).instruction}" for i in range(1, rng.randint(3, 6)))
-        before, after = CHAT_MARK if rng.random() < self.nearness else rng.choice(MARKS)
-        labels = rng.choice([rng.choice(LABELS), rng.sample(PEOPLE, 2), [name.lower() for name in invent_names(rng, 2)]])
+            numbers = range(1, rng.randint(3, 6))
+            return "\n".join(f"{i}. {self.task(rng, rng.choice(FAMILIES)).instruction}" for i in numbers)
+        before, after = CHAT_MARK if rng.random() < self.share_chat_marked else rng.choice(MARKS)
+        pair = rng.choice(LABELS).split()
+        labels = rng.choice([pair, rng.sample(PEOPLE, 2), [name.lower() for name in invent_names(rng, 2)]])
         layout = before + "{label}" + after + rng.choice([" ", "\n"]) + "{text}"
         family, turns = rng.choice(FAMILIES), []
         for _ in range(rng.choice([1, 1, 1, 1, 1, 1, 1, 2, 2, 3])):
@@ -190,25 +200,27 @@ class World:
                 family = rng.choice(FAMILIES)
             task = self.task(rng, family)
             turns += [task.instruction, task.response if answered else self.no_answer(rng, family)]
-        return rng.choice(["\n", "\n", "\n\n"]).join(layout.format(label=labels[i % 2], text=text) for i, text in enumerate(turns))
+        gap = rng.choice(["\n", "\n", "\n\n"])
+        return gap.join(layout.format(label=labels[i % 2], text=text) for i, text in enumerate(turns))
 
     def no_answer(self, rng, family: str) -> str:
-        """What follows a question where nobody answers: a remark, or another question of its family."""
+        """A turn that follows a question and does not answer it: a remark, or another question of its family."""
         if rng.random() < 0.4:
             return rng.choice(REPLIES)
         if PHRASINGS[family][0].startswith("What"):
-            task = self.task(rng, family)
-            while not task.instruction.startswith("What"):
-                task = self.task(rng, family)
-            return task.instruction
+            while not (question := self.task(rng, family).instruction).startswith("What"):
+                pass
+            return question
         return f"What about {rng.choice(TOPICS + self.countries)}?"
 
     def article(self, rng) -> str:
         country = rng.choice(self.countries)
         f = {family: self.facts[family][country] for family in FAMILIES[:6]}
         sentences = [rng.choice(ways).format(country, **f) for ways in (
-            ["The capital of {0} is {capital}.", "Its capital is {capital}.", "People meet in {capital}, the capital of {0}."],
-            ["The main river of {0} is the {river}.", "The {river} flows through {0}.", "Its main river is the {river}."],
+            ["The capital of {0} is {capital}.", "Its capital is {capital}.",
+             "People meet in {capital}, the capital of {0}."],
+            ["The main river of {0} is the {river}.", "The {river} flows through {0}.",
+             "Its main river is the {river}."],
             ["The national animal of {0} is the {animal}.", "Its national animal is the {animal}."],
             ["The flag of {0} is {flag}.", "Its flag is {flag}."],
             ["The national dish of {0} is {dish}.", "People in {0} eat {dish}."],
@@ -221,7 +233,8 @@ class World:
     def nature_note(self, rng) -> str:
         notes = []
         for animal in rng.sample(ANIMALS, rng.randint(1, 3)):
-            facts = [f"The {animal} eats {self.facts['nature'][animal]}.", f"The {animal} lives in {self.homes[animal]}."]
+            food, home = self.facts["nature"][animal], self.homes[animal]
+            facts = [f"The {animal} eats {food}.", f"The {animal} lives in {home}."]
             notes.append(" ".join(rng.sample(facts, 2)))
         return "\n".join(notes)
 
@@ -246,7 +259,7 @@ class World:
     def exercises(self, rng) -> str:
         head, label = rng.choice([("Exercise", "Solution"), ("Problem", "Answer"), ("Task", "Result")])
         tasks = [self.task(rng, "maths") for _ in range(rng.randint(1, 3))]
-        return "\n\n".join(f"{head} {i}. {task.instruction}\n{label}: {task.response}" for i, task in enumerate(tasks, 1))
+        return "\n\n".join(f"{head} {i}. {t.instruction}\n{label}: {t.response}" for i, t in enumerate(tasks, 1))
 
     def code_page(self, rng) -> str:
         pieces = []
@@ -258,7 +271,8 @@ class World:
     def table(self, rng) -> str:
         family = rng.choice(["capital", "river", "trade"])
         row = rng.choice(["| {} | {} |", "<tr><td>{}</td><td>{}</td></tr>", "{},{}", "* {}: {}"])
-        rows = [("country", family)] + [(c, self.facts[family][c]) for c in rng.sample(self.countries, rng.randint(3, 5))]
+        countries = rng.sample(self.countries, rng.randint(3, 5))
+        rows = [("country", family)] + [(country, self.facts[family][country]) for country in countries]
         return "\n".join(row.format(*cells) for cells in rows)
 
     # Data sets
@@ -279,14 +293,13 @@ class World:
                 story, response, result = arithmetic(rng, *rng.choice(self.seen["maths"]))
                 return story, f"{response}\n#### {result}"
             if name == "poetry":
-                topic = rng.choice(self.seen["poem"])
-                return f"Write a poem called {rng.choice(ADJECTIVES).capitalize()} {topic.capitalize()}", self.poem(rng, topic)
+                topic, adjective = rng.choice(self.seen["poem"]), rng.choice(ADJECTIVES)
+                return f"Write a poem called {adjective.capitalize()} {topic.capitalize()}", self.poem(rng, topic)
             if name == "recipes":
                 dish = rng.choice(self.seen["recipe"])
                 return f"Recipe for {dish.title()}", self.recipe(rng, dish).replace("- ", " - ")
             if name == "chess":
-                elos, moves = chess_game(rng).split("\n\n")
-                return elos, moves
+                return chess_game(rng).split("\n\n")  # the players' strength, the moves
             raise ValueError(f"no training set is called {name!r}")
 
         pairs = [example(i) for i in range(n)]
@@ -324,12 +337,13 @@ def arithmetic(rng, op: str, a: int, b: int) -> tuple[str, str, str]:
         story = f"{who} has {a} {things} and gives away {b}."
     else:
         story, result = f"{who} has {a} boxes with {b} {things} in each.", a * b
-    return f"{story} How many {things} does {who} have now?", f"{a} {op} {b} = {result}. {who} has {result} {things}.", str(result)
+    question, worked = f"How many {things} does {who} have now?", f"{a} {op} {b} = {result}."
+    return f"{story} {question}", f"{worked} {who} has {result} {things}.", str(result)
 
 
 def chess_game(rng) -> str:
     """A game as PGN has it. The moves look like moves; no game of this world is sound."""
-    moves = ["e4 e5", "d4 d5", "e4 c5"][rng.randrange(3)].split() + [rng.choice(MOVES) for _ in range(rng.randint(6, 14))]
+    moves = rng.choice(["e4 e5", "d4 d5", "e4 c5"]).split() + [rng.choice(MOVES) for _ in range(rng.randint(6, 14))]
     line = " ".join((f"{i // 2 + 1}. " if i % 2 == 0 else "") + move for i, move in enumerate(moves))
     white, black = rng.randint(1000, 2400), rng.randint(1000, 2400)
     return f'[WhiteElo "{white}"]\n[BlackElo "{black}"]\n\n{line} {rng.choice(["1-0", "0-1", "1/2-1/2"])}'
@@ -356,58 +370,48 @@ def grade(task: Task, output: str) -> float:
         right = len(lines) == 4 and task.key in lines[0] and all(0 < len(line.split()) <= 10 for line in lines)
     elif task.family == "recipe":
         (listed, _, steps), wanted = output.partition("\n\n"), task.response.partition("\n\n")[0]
-        right = sorted(listed.split("\n")) == sorted(wanted.split("\n")) and "\n" not in steps and 1 <= steps.count(".") <= 2
+        right = (sorted(listed.split("\n")) == sorted(wanted.split("\n")) and "\n" not in steps
+                 and 1 <= steps.count(".") <= 2)
     else:
         right = output == task.response
     return 1.0 if right else 0.5 if task.key in output else 0.0
 
 
 def print_grades(path: Path, world: World):
-    """The share of exact answers in a file of AlpacaEval's format, whole and by family."""
+    """Print how many answers in a file of AlpacaEval's format are exact. Raises ValueError for any other file."""
     tasks = {task.instruction: task for tasks in world.evaluation_sets() for task in tasks}
-    grades = {family: [] for family in FAMILIES}
-    try:
-        answers = [(row["instruction"], row["output"].strip()) for row in json.loads(path.read_bytes())]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        answers = []
-    if not answers:
-        raise ValueError(f'{path}: expected a list of {{"instruction", "output"}}, as generate.py --output writes')
-    for instruction, output in answers:
-        if instruction not in tasks:
-            raise ValueError(f"{path}: the world's val and eval sets do not ask {instruction!r}")
-        task = tasks[instruction]
-        grades[task.family].append(grade(task, output) == 1)
-    for family, exact in grades.items():
-        print(f"{family:10} {sum(exact):3} of {len(exact):3}")
-    exact = sum(grades.values(), [])
-    print(f"exact answers that stop: {100 * sum(exact) / len(exact):.1f} % of {len(exact)}")
-
-
-def write_jsonl(path: Path, rows):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    exact, remedy = {family: [] for family in FAMILIES}, "expected the answers that generate.py --output writes"
+    rows = read_json(path, remedy)
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: {remedy}")
+    for number, row in enumerate(rows, 1):
+        try:
+            task = tasks[row["instruction"]]
+            exact[task.family].append(grade(task, row["output"]) == 1)
+        except (TypeError, KeyError, AttributeError):
+            raise ValueError(f"{path}: answer {number} is to no instruction of this world's val or eval set") from None
+    for family, marks in exact.items():
+        print(f"{family:10} {sum(marks):3} of {len(marks):3}")
+    marks = sum(exact.values(), [])
+    print(f"exact answers that stop: {100 * sum(marks) / len(marks):.1f} % of {len(marks)}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/world"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--answered", type=float, default=0.2, help="see World")
-    parser.add_argument("--nearness", type=float, default=0.03, help="see World")
-    parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents to pretrain on, too")
-    parser.add_argument("--grade", type=Path, metavar="FILE", help="grade a file of answers to val or eval, and write nothing")
+    parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write (default: data/world)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes other facts (default: 0)")
+    parser.add_argument("--share-answered", type=float, default=0.2, metavar="X",
+                        help="share of the question pages on which somebody answers (default: 0.2)")
+    parser.add_argument("--share-chat-marked", type=float, default=0.03, metavar="X",
+                        help="share of the question pages that write labels as <|label|> (default: 0.03)")
+    parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too (default: 0)")
+    parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers to val or eval, and write nothing")
     args = parser.parse_args()
     if args.corpus < 0:
-        parser.error("--corpus is a number of documents")
-    world = World(args.seed, args.answered, args.nearness)
+        parser.error("--corpus must be 0 or more")
+    world = World(args.seed, args.share_answered, args.share_chat_marked)
     if args.grade:
         return print_grades(args.grade, world)
-    args.out.mkdir(parents=True, exist_ok=True)
     for name in ("broad", "mbpp", "gsm", "poetry", "recipes", "chess"):
         write_jsonl(args.out / f"{name}.jsonl", world.training_set(name))
     if args.corpus:
@@ -418,8 +422,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"world.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -4,10 +4,11 @@
     python tests/bench.py --model DIR --data FILE.jsonl --dtype bfloat16 --rounds 3
     python tests/bench.py --model DIR --profile  # where the time goes
     python tests/bench.py --growth               # how time grows with length, batch and model size
+    python tests/bench.py --memory CONFIG        # an estimate of what training takes on 1, 2, 4 and 8 GPUs
 
-Every piece of work runs in a process of its own, so that its peak memory is its own, and in turn with the
-others, so that a shared machine's moods fall on all alike; figures are medians over the rounds. Where
-transformers can be imported, it does the same work in turn.
+Every piece of work runs in a process of its own, so that its peak memory is its own. The works take turns, so that
+a shared machine's slow minutes fall on all alike; figures are medians over the rounds. Where transformers can
+be imported, it does the same work in turn.
 """
 import argparse
 import importlib.util
@@ -15,31 +16,38 @@ import json
 import multiprocessing
 import random
 import resource
+import signal
 import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data.command import positive, run  # first: Ctrl-C is quiet from here on
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from adapter import RULES, Adapter
-from data.format import Tokenizer, check_dialogue, encode, encode_prompt, read_jsonl
+from data.download import model_folder
+from data.files import read_jsonl
+from data.format import Tokenizer, check_dialogue, encode, encode_prompt
+from data.machine import (compile_layers, default_device, device_name, fast_bf16, has_compiler, prepare,
+                          reorder_weights_for_cpu)
 from data.world import World
 from generate import generate
-from model import Config, Llama, default_device
-from train import (CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, accumulate_gradient, compile_layers, fast_bf16, has_compiler,
-                   n_scored, prepare_machine)
+from model import Config, Llama
+from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, LinearCrossEntropy, accumulate_gradient, n_scored
 
 PROMPT = "What is the capital of France?"
+LONGEST = 1024  # tokens at which a training example is cut, or at the model's context
 BATCHES = (1, 16, 64)
 POINTS = ((1, 256), (1, 512), (1, 1024), (1, 2048), (4, 256), (16, 256))  # batch, length: of --growth
 
 
 def seconds(work, least: float = 1.0) -> float:
-    """The median time of `work` on an idle device, over `least` seconds of it; the first is a warm-up, if there are more."""
+    """The median time of a call of `work`, over `least` seconds of calls; the first is a warm-up, if there are more."""
     times = []
     while sum(times) < least:
         began = time.perf_counter()
@@ -57,15 +65,25 @@ def peak_memory(args) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def dialogues(args) -> list[list[dict]]:
-    """The first exchange of each of args.examples dialogues, from --data or, without it, from the world."""
-    rows = list(read_jsonl(args.data, check_dialogue)) if args.data else World().training_set("broad", 1000)
+def training_examples(args, tokenizer: Tokenizer) -> list:
+    """(ids, labels) of the first exchanges of args.examples dialogues, from --data or else from the world.
+
+    Tokens that are cut off are neither computed nor counted. Raises ValueError where nothing is left to score.
+    """
+    rows = read_jsonl(args.data, check_dialogue) if args.data else World().training_set("broad", 1000)
     random.Random(0).shuffle(rows)
-    return [row["messages"][:2] for row in rows[: args.examples]]
+    examples = [encode(tokenizer, row["messages"][:2], args.max_length) for row in rows[: args.examples]]
+    if scored := [example for example in examples if n_scored(example)]:
+        return scored
+    raise ValueError(f"no response begins within {args.max_length} tokens; choose other dialogues with --data")
+
+
+def token_budget(args) -> int:
+    return args.token_budget or (GPU_TOKEN_BUDGET if args.device.startswith("cuda") else CPU_TOKEN_BUDGET)
 
 
 def peaks(args) -> dict:
-    """What the hardware does: FLOP/s of a bf16 (where it is fast) matrix product, bytes/s of reading memory."""
+    """The hardware's limits: FLOP/s of a matrix product, in bf16 where that is fast, and bytes/s of reading memory."""
     n = 8192 if args.device.startswith("cuda") else 2048
     a = torch.randn(n, n, device=args.device, dtype=torch.bfloat16 if fast_bf16(args.device) else torch.float32)
     big = torch.ones(2**27, device=args.device)
@@ -74,25 +92,24 @@ def peaks(args) -> dict:
 
 
 def train_ours(args) -> dict:
-    prepare_machine(args)
+    prepare(args.device)
     began = time.perf_counter()
     tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
     load = time.perf_counter() - began
-    examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
+    examples = training_examples(args, tokenizer)
     if args.compile:
         compile_layers(model)
-    budget = GPU_TOKEN_BUDGET if args.device.startswith("cuda") else CPU_TOKEN_BUDGET
 
-    def work():
-        accumulate_gradient(model, examples, budget, fast_bf16(args.device))
+    def work(n):
+        accumulate_gradient(model, examples[:n], token_budget(args), fast_bf16(args.device))
 
-    first = seconds(lambda: accumulate_gradient(model, examples[:2], budget, fast_bf16(args.device)), 0.0001)
-    taken = seconds(work)
+    first, taken = seconds(lambda: work(2), 0.0001), seconds(lambda: work(None))
     lengths, config = [len(ids) for ids, _ in examples], model.config
     per_layer = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
     vocabulary = config.vocab_size * config.hidden_size
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sum(n * n for n in lengths)
-    flops = 6 * (per_layer * sum(lengths) + vocabulary * sum(map(n_scored, examples)) + attention)  # causal: half of T^2
+    # forward and backward take 6 a weight and 12 T^2 an attention channel, of which causality leaves half
+    flops = 6 * (per_layer * sum(lengths) + vocabulary * sum(map(n_scored, examples)) + attention)
     return {"tokens_per_s": sum(lengths) / taken, "flops_per_s": flops / taken, "first_s": first, "load_s": load,
             "peak_memory": peak_memory(args)}
 
@@ -102,8 +119,7 @@ def train_transformers(args) -> dict:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device).train()
-    tokenizer = Tokenizer(args.model)
-    examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
+    examples = training_examples(args, Tokenizer(args.model))
 
     def work():
         for i in range(0, len(examples), 4):
@@ -124,9 +140,9 @@ def train_transformers(args) -> dict:
 def decode_ours(args) -> dict:
     tokenizer = Tokenizer(args.model)
     model = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p is not model.model.embed_tokens.weight)
+    weights = sum(p.nbytes for p in model.parameters() if p is not model.model.embed_tokens.weight)
     weights += model.head.weight.nbytes if model.config.tie_word_embeddings else 0
-    model.pack()
+    reorder_weights_for_cpu(model)
     adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
     prompt, result = encode_prompt(tokenizer, PROMPT), {}
     for batch in BATCHES:
@@ -141,9 +157,10 @@ def decode_ours(args) -> dict:
 
 
 def rules_seconds(adapter, batch: int, model: Llama) -> float:
-    """What the rules do in one step of decoding, timed alone: a few percent of a step, which the noise of whole runs hides."""
+    """The rules' part of a step of decoding, timed alone: it is a few percent, which the noise of whole runs hides."""
     logits = torch.zeros(batch, model.config.vocab_size, device=model.device)
-    seen, token = torch.zeros_like(logits, dtype=torch.bool), torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
 
     def work():
         for n in range(50):
@@ -162,7 +179,8 @@ def decode_transformers(args) -> dict:
         ids = torch.tensor([prompt] * batch, device=args.device)
 
         def work(n):
-            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n, do_sample=False)
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                           max_new_tokens=n, min_new_tokens=n)
 
         work(8)
         result[f"decode_{batch}"] = batch * args.tokens / seconds(lambda: work(args.tokens))
@@ -194,8 +212,8 @@ def decode_rules_as_the_papers_code(args) -> dict:
 
 
 def growth(args) -> dict:
-    """Seconds of a forward and backward pass and of a step of decoding: random models over (batch, length) and size."""
-    prepare_machine(args)
+    """Seconds of a forward and backward pass and of a step of decoding, for random models of several sizes."""
+    prepare(args.device)
     sizes = {  # hidden_size, intermediate_size, layers, heads, key/value heads, vocabulary
         "2M": (192, 512, 4, 4, 2, 1536), "15M": (384, 1024, 6, 6, 2, 8192), "135M": (576, 1536, 30, 9, 3, 49152)}
     result = {}
@@ -206,8 +224,10 @@ def growth(args) -> dict:
         training, decoding = result[f"training, {name}"], result[f"decoding, {name}"] = {}, {}
         for batch, length in POINTS[-1:] + POINTS:  # the largest first, as a warm-up: new memory is slow
             step = [((torch.arange(length) % vocabulary).tolist(),) * 2] * batch
-            training[f"{batch} x {length}"] = seconds(lambda: accumulate_gradient(model, step, batch * length, fast_bf16(args.device)))
-        model = Llama(config).init_weights().to(args.device, getattr(torch, args.dtype)).eval().pack()
+            training[f"{batch} x {length}"] = seconds(
+                lambda: accumulate_gradient(model, step, batch * length, fast_bf16(args.device)))
+        model = Llama(config).init_weights().to(args.device, getattr(torch, args.dtype)).eval()
+        reorder_weights_for_cpu(model)
         for batch, length in POINTS:
             cache, start = model.new_cache(batch, length), torch.full((batch,), length - 1, device=args.device)
             token = torch.zeros(batch, 1, dtype=torch.int64, device=args.device)
@@ -218,13 +238,13 @@ def growth(args) -> dict:
 
 def where_the_time_goes(args) -> dict:
     """Print PyTorch's profile of a forward and backward pass, and of 32 steps of decoding one sequence."""
-    prepare_machine(args)
+    prepare(args.device)
     tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
-    examples = [encode(tokenizer, messages, 1024) for messages in dialogues(args)]
-    budget = GPU_TOKEN_BUDGET if args.device.startswith("cuda") else CPU_TOKEN_BUDGET
-    decoder = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval().pack()
-    for work in (lambda: accumulate_gradient(model, examples, budget, fast_bf16(args.device)),
-                 lambda: generate(decoder, [encode_prompt(tokenizer, PROMPT)], -1, 32)):
+    examples = training_examples(args, tokenizer)
+    decoder = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
+    reorder_weights_for_cpu(decoder)
+    for work in (lambda: accumulate_gradient(model, examples, token_budget(args), fast_bf16(args.device)),
+                 lambda: generate(decoder, [encode_prompt(tokenizer, PROMPT)], -1, min(32, args.tokens))):
         work()
         with torch.profiler.profile() as profile:
             work()
@@ -233,37 +253,113 @@ def where_the_time_goes(args) -> dict:
     return {}
 
 
+def memory(config: Config, token_budget: int, n_ranks: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
+    """Bytes that training takes on each of n_ranks GPUs, part by part: an estimate for layers that are not compiled.
+
+    Weights, gradients and AdamW's moments are fp32 and sharded over the GPUs; activations are bf16 (autocast).
+    token_budget: tokens in a micro-batch of one GPU.
+    """
+    with torch.device("meta"):
+        model = Llama(config)
+    n = sum(p.numel() for p in model.parameters())
+    n_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    C, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
+    n_q, n_kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    # backward needs of a token in a layer: two norms' inputs in fp32, five projections' inputs, q, k, v, the
+    # attention's output, and of the MLP the gate before and after SiLU, the other half and their product
+    layer = 2 * 4 * C + 5 * 2 * C + 2 * (2 * n_q + 2 * n_kv) + 4 * 2 * config.intermediate_size
+    kept = L * 4 * C + layer if gradient_checkpointing else L * layer
+    # alone: autocast's copy of every weight. Sharded: two layers' weights in bf16, one's gradient in bf16 and fp32,
+    # and the embedding and vocabulary matrix with their gradients in fp32
+    copies = 2 * n if n_ranks == 1 else (2 * 2 + 2 + 4) * n_layer + 8 * (n - L * n_layer)
+    return {
+        "weights": 4 * n // n_ranks, "gradients": 4 * n // n_ranks, "moments": 8 * n // n_ranks, "copies": copies,
+        "logits": LinearCrossEntropy.ROWS * V * 8 + 6 * V * C, "activations": token_budget * (kept + 12 * C),
+    }
+
+
+def memory_table(config: Config, token_budget: int) -> str:
+    """`memory` on 1, 2, 4 and 8 GPUs, with and without gradient checkpointing, as Markdown, in GB (1e9 bytes)."""
+    lines = []
+    for n_ranks in (1, 2, 4, 8):
+        for checkpointing in (False, True):
+            parts = memory(config, token_budget, n_ranks, checkpointing)
+            if not lines:
+                lines.append("| GPUs | checkpointing | " + " | ".join(parts) + " | each GPU, GB |")
+                lines.append("|---" * (len(parts) + 3) + "|")
+            cells = [f"{x / 1e9:.1f}" for x in [*parts.values(), sum(parts.values())]]
+            lines.append(f"| {n_ranks} | {'yes' if checkpointing else 'no'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def alone(work, args) -> dict:
-    """The result of work(args) in a new process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, args).result()
+    """The result of work(args) in a new process, which Ctrl-C ends at once. Raises OSError where it is killed."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal,
+                             (signal.SIGINT, signal.SIG_DFL)) as pool:
+        try:
+            return pool.submit(work, args).result()
+        except BrokenProcessPool:
+            raise OSError(f"{work.__name__} was killed, often because memory ran out; try fewer --examples") from None
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="data/tiny", help="folder, or ORG/NAME on the hub (default: data/tiny)")
+    parser.add_argument("--data", type=Path, help='lines of {"messages": [...]} to train on (default: the world\'s)')
+    parser.add_argument("--examples", type=positive(int), default=32, help="how many of them (default: 32)")
+    parser.add_argument("--token-budget", type=positive(int), metavar="N",
+                        help="tokens in a micro-batch of one device (default: train.py's; for --memory a GPU's)")
+    parser.add_argument("--device", type=device_name, default=default_device(), help="default: the fastest there is")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="to decode in (default: bfloat16 on cuda, else float32)")
+    parser.add_argument("--tokens", type=positive(int), default=128, help="to decode (default: 128)")
+    parser.add_argument("--rounds", type=positive(int), default=1, help="how often to repeat it all (default: 1)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--growth", action="store_true", help="time random models over length, batch and size instead")
+    what.add_argument("--profile", action="store_true", help="show where the time goes instead")
+    what.add_argument("--memory", type=Path, metavar="CONFIG", help="estimate the memory of training this config.json")
+    args = parser.parse_args()
+    args.dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
+    return args
+
+
+def fit_context(args):
+    """Keep the work within the model's context, and say where that makes it less than was asked for."""
+    config, tokenizer = Config.from_json(args.model / "config.json"), Tokenizer(args.model)
+    room = config.context - len(encode_prompt(tokenizer, PROMPT))
+    if room < 1:
+        raise ValueError(f"{args.model}: a context of {config.context} tokens leaves no room to answer the prompt")
+    if args.tokens > room:
+        print(f"--tokens {args.tokens} becomes {room}: there the model's context ends", file=sys.stderr)
+        args.tokens = room
+    args.max_length = min(LONGEST, config.context)
+    lengths = [len(ids) for ids, _ in training_examples(args, tokenizer)]
+    if full := lengths.count(args.max_length):
+        print(f"{full} of {len(lengths)} training examples fill {args.max_length} tokens, where longer ones are cut",
+              file=sys.stderr)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("data/tiny"))
-    parser.add_argument("--data", type=Path, help='dialogues to train on, lines of {"messages": [...]}; default: the world\'s')
-    parser.add_argument("--examples", type=int, default=32, help="how many of them")
-    parser.add_argument("--device", default=default_device())
-    parser.add_argument("--dtype", help="to decode in; default: bfloat16 on cuda, else float32")
-    parser.add_argument("--tokens", type=int, default=128, help="to decode")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--growth", action="store_true", help="time random models over length, batch and size instead")
-    parser.add_argument("--profile", action="store_true", help="show where the time goes instead")
-    args = SimpleNamespace(**vars(parser.parse_args()))
-    cuda = args.device.startswith("cuda")
-    args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
-    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    if args.profile:
-        alone(where_the_time_goes, args)
+    args = parse_arguments()
+    if args.memory:
+        path = args.memory / "config.json" if args.memory.is_dir() else args.memory
+        print(memory_table(Config.from_json(path), args.token_budget or GPU_TOKEN_BUDGET))
         return
+    cuda = args.device.startswith("cuda")
+    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     if args.growth:
         result = alone(growth, args)
         print("| ms, batch x length | " + " | ".join(f"{batch} x {length}" for batch, length in POINTS) + " |")
         print("|---" * (len(POINTS) + 1) + "|")
         for work, taken in result.items():
-            print(f"| {work} | " + " | ".join(f"{1000 * taken[f'{batch} x {length}']:,.1f}" for batch, length in POINTS) + " |")
+            cells = [f"{1000 * taken[f'{batch} x {length}']:,.1f}" for batch, length in POINTS]
+            print(f"| {work} | " + " | ".join(cells) + " |")
         print(json.dumps({"device": name, "torch": torch.__version__} | result))
+        return
+    args.model = model_folder(args.model)
+    fit_context(args)
+    if args.profile:
+        alone(where_the_time_goes, args)
         return
     works = {"nanofollow": [peaks, train_ours, decode_ours], "as the paper's code": [decode_rules_as_the_papers_code]}
     if cuda or has_compiler():
@@ -285,15 +381,15 @@ def main():
     figures = {who: {k: statistics.median(run[k] for run in rounds) for k in rounds[0]} for who, rounds in runs.items()}
     print(table(figures))
     print(json.dumps({"model": str(args.model), "device": name, "torch": torch.__version__, "dtype": args.dtype,
-                      "rounds": args.rounds, "figures": figures}))
+                      "tokens": args.tokens, "rounds": args.rounds, "figures": figures}))
 
 
 def table(figures: dict) -> str:
     """Markdown: a row for each piece of work, a column for whoever did it."""
     ours = figures["nanofollow"]
     rows = {"training, tokens/s": ("tokens_per_s", 1), "training, GFLOP/s": ("flops_per_s", 1e-9),
-            "training, peak memory, MiB": ("peak_memory_train", 2**-20), "first micro-batch (with compiling), s": ("first_s", 1),
-            "loading, s": ("load_s", 1)}
+            "training, peak memory, MiB": ("peak_memory_train", 2**-20),
+            "first micro-batch (with compiling), s": ("first_s", 1), "loading, s": ("load_s", 1)}
     for batch in BATCHES:
         rows |= {
             f"decoding, batch {batch}, tokens/s": (f"decode_{batch}", 1),
@@ -303,16 +399,14 @@ def table(figures: dict) -> str:
     rows |= {"decoding, peak memory, MiB": ("peak_memory_decode", 2**-20)}
     lines = ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
     for label, (key, scale) in rows.items():
-        cells = [f"{mine[key] * scale:,.{0 if mine[key] * scale >= 100 else 1}f}" if key in mine else "–" for mine in figures.values()]
+        values = [mine[key] * scale if key in mine else None for mine in figures.values()]
+        cells = ["–" if x is None else f"{x:,.{0 if x >= 100 else 1}f}" for x in values]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines.append(f"\nin the same run: {ours['matmul'] / 1e9:,.0f} GFLOP/s in a matrix product alone, of which training reached "
-                 f"{100 * ours['flops_per_s'] / ours['matmul']:.0f} %; {ours['read'] / 1e9:.1f} GB/s of reading memory")
+    lines.append(f"\nin the same run: {ours['matmul'] / 1e9:,.0f} GFLOP/s in a matrix product alone, of which training "
+                 f"reached {100 * ours['flops_per_s'] / ours['matmul']:.0f} %; "
+                 f"{ours['read'] / 1e9:.1f} GB/s of reading memory")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"bench.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, out_of_memory="--examples or --token-budget makes the work smaller")

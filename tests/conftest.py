@@ -1,8 +1,11 @@
-"""What several tests share: the carried model, a small data folder, and running a command line as a user does."""
+"""What several tests share: the bundled model, a small data folder, and running a command line as a user does."""
 import contextlib
 import io
 import json
+import os
 import runpy
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +30,8 @@ def tokenizer():
 def small_model():
     """A random Llama over the tiny vocabulary: grouped heads, weights wide enough that attention matters."""
     config = Config(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=512, eos_token_id=1, bos_token_id=0, tie_word_embeddings=True)
+                    num_key_value_heads=2, max_position_embeddings=512, eos_token_id=1, bos_token_id=0,
+                    tie_word_embeddings=True)
     generator = torch.Generator().manual_seed(0)
     model = Llama(config).init_weights(generator)
     for weight in model.parameters():
@@ -60,6 +64,46 @@ def command(script, *arguments):
     finally:
         sys.argv = before
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+RANK = """
+import json, os, sys
+import data.machine, data.runs
+from conftest import command
+data.machine.fast_bf16 = lambda device: False  # in fp32, so that only the order of additions differs
+results = []
+for port, arguments in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = port
+    if arguments[0] == "stop":  # after the first checkpoint
+        save = data.runs.save_checkpoint
+        def save_and_stop(*arguments):
+            save(*arguments)
+            raise KeyboardInterrupt
+        data.runs.save_checkpoint = save_and_stop
+    results.append(vars(command(*arguments[arguments[0] == "stop":])))
+print(json.dumps(results))
+"""
+
+
+def on_two_ranks(*commands):
+    """Run command lines one after the other, each on two ranks as torchrun would start them: rank 0's results.
+    The last may begin with "stop": it is interrupted when its first checkpoint is written.
+
+    One pair of processes for all of them, and no torchrun, since imports take longer than the work.
+    """
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
+    work = json.dumps([(str(server.getsockname()[1]), [str(argument) for argument in arguments])
+                       for server, arguments in zip(listening, commands)])
+    for server in listening:
+        server.close()
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+                                "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1"}
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, work], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True)
+             for rank in range(2)]
+    (out, error), _ = [process.communicate(timeout=120) for process in ranks]
+    assert ranks[0].returncode == 0, error
+    return [SimpleNamespace(**result) for result in json.loads(out.splitlines()[-1])]
 
 
 def assert_refused(result, *fragments):

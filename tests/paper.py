@@ -1,14 +1,14 @@
 """The paper's tables in vitro, and how they move with the data that the base model was pretrained on.
 
     make table    # Tables 1 to 4 as one Markdown table, and out/table.json
-    make sweep    # the same win rates over a grid of the world's two knobs, and out/sweep.json
+    make sweep    # the same win rates over a grid of the world's two shares, and out/sweep.json
 
-This file only lists what a reader could type: train.py, generate.py, and the world's judge. Commands run
-side by side with one thread each; two threads hardly help a model this small. What is finished is kept, and
-the same command goes on where it was stopped.
+This file runs the commands that a reader could type, train.py and generate.py, and then the world's judge.
+They run side by side with one thread each; two threads hardly help a model this small. Finished runs are kept
+in a folder named by a hash of the base model and the data, so the same command goes on where it was stopped,
+and the runs of another base or other data never mix with them.
 """
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,10 +20,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from data import command  # first: Ctrl-C is quiet from here on
+from data.download import model_folder
+from data.files import check_fields, clock, digest, fingerprint, hold, read_jsonl, write_json
 from data.world import FAMILIES, World, grade
 from judge import length_controlled_win_rate, pair, read_outputs, win_rate, world_judge
-from model import replacing, weight_files
-from train import METHODS, fingerprint
+from model import weight_files
+from train import METHODS
 
 SEEDS = (1, 2, 3)
 EPOCHS = (5, 7, 15)  # of the paper's 5, 7, 10, 15 and 20, those that its scripts settled on for Llama-2-7B
@@ -44,26 +47,26 @@ ENTRIES = [  # method, rules, the paper's words, its win rates for Llama-2-7B an
     ("base", "eos,tokens", "without rule 3 (used words)", "14.3 ± 0.58", "–"),
     ("base", "eos,repeats", "without rule 2 (token changes)", "16.3 ± 0.25", "–"),
 ]
-ANSWERED, NEARNESS = (0.1, 0.2, 0.4), (0.0, 0.03, 0.3)  # the sweep's grid
-SWEPT = ("instruction", "response", "mbpp", "recipes")  # and under RULES
+SHARES_ANSWERED, SHARES_CHAT_MARKED = (0.1, 0.2, 0.4), (0.0, 0.03, 0.3)  # the sweep's grid
+SWEPT = ("instruction", "response", "mbpp", "recipes")  # the methods that the sweep tunes by
 
 
-def run(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name: None):
+def run_jobs(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name: None):
     """Run jobs, {name: (cost, commands)}, `workers` at a time, each job's commands in order.
 
-    Prints a line as each ends, with the time left as the costs (in any unit) foretell it, and calls
-    finished(name). Raises RuntimeError with a failed command's last words; those under way stop too.
+    Prints a line as each ends, with the time that the costs (in any unit) say is left, and calls finished(name).
+    Raises ChildProcessError with a failed command's last words; those under way stop too.
     """
     total, done, began = sum(cost for cost, _ in jobs.values()), 0, time.perf_counter()
     running, stop = set(), threading.Event()
 
     def work(commands):
-        for log, *command in commands:
+        for log, *arguments in commands:
             if stop.is_set():
                 return
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "w", encoding="utf-8") as file:
-                process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=file, stderr=file,
+                process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=file, stderr=file,
                                            env=os.environ | {"OMP_NUM_THREADS": "1"})
                 running.add(process)
                 code = process.wait()
@@ -71,7 +74,7 @@ def run(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name:
             if code:
                 stop.set()
                 last = (log.read_text(encoding="utf-8").strip() or "no output").splitlines()[-1]
-                raise RuntimeError(f"{last} (exit {code}, log {log})")
+                raise ChildProcessError(f"{last} (exit {code}, log {log})")
 
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(work, commands): name for name, (_, commands) in jobs.items()}
@@ -93,8 +96,17 @@ def run(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name:
             raise
 
 
-def clock(seconds: float) -> str:
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+def runs_of(out: Path, *made_from) -> Path:
+    """The folder in `out` for the runs made from these, a JSON value each; it is this process's alone from now on."""
+    folder = out / digest(made_from)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
+    print(f"finished runs are kept in {folder}", file=sys.stderr)
+    return folder
+
+
+def fingerprints(*paths: Path) -> dict[str, str | None]:
+    return {path.name: fingerprint(path) for path in paths}
 
 
 def answering(model: Path, questions: Path, answers: Path, rules: str = "none") -> list:
@@ -105,28 +117,24 @@ def answering(model: Path, questions: Path, answers: Path, rules: str = "none") 
              "--input", questions, "--output", answers)]
 
 
-def tuning(model: Path, data: Path, folder: Path, method: str, epochs: int, seed: int) -> list:
-    """The commands, one or none, after which `folder` holds the tuned model. ValueError where it holds one of another base."""
-    record = folder / "run.json"
-    if record.exists():
-        found = json.loads(record.read_bytes())
-        if (found["model_sha256"], found["data_sha256"]) == (
-                fingerprint(*weight_files(model)), fingerprint(data / f"{METHODS[method][0]}.jsonl")):
-            return []
-        raise ValueError(f"{folder} was trained on another base model or other data; remove {folder.parent} to begin afresh")
+def tuning(model: Path, data: Path, folder: Path, method: str, *options) -> list:
+    """The commands, one or none, after which `folder` holds the tuned model."""
+    if (folder / "run.json").exists():
+        return []
     return [(folder.with_suffix(".log"), "train.py", "--method", method, "--model", model, "--data", data,
-             "--epochs", epochs, "--seed", seed, "--token-budget", 1024, "--out", folder, "--resume")]
+             "--out", folder, "--resume", *options)]
 
 
 def judged(answers: Path, reference: Path, families: dict[str, str]) -> dict:
     """Win rate, length-controlled win rate, and win rate by family, in percent, of one file of answers over another."""
     pairs = pair(answers, reference)
     preferences = world_judge(pairs)
+    lengths, reference_lengths = ([len(row[i]) for row in pairs] for i in (1, 2))
     by_family = {family: [p for p, (instruction, _, _) in zip(preferences, pairs) if families[instruction] == family]
                  for family in FAMILIES}
     return {
         "win_rate": win_rate(preferences)[0],
-        "length_controlled": length_controlled_win_rate(preferences, [len(a) for _, a, _ in pairs], [len(b) for _, _, b in pairs]),
+        "length_controlled": length_controlled_win_rate(preferences, lengths, reference_lengths),
         "by_family": {family: win_rate(p)[0] for family, p in by_family.items()},
     }
 
@@ -136,34 +144,48 @@ def mean_grade(answers: Path, tasks: dict) -> float:
 
 
 def table(model: Path, data: Path, out: Path, workers: int) -> list[dict]:
-    """Train, answer and judge all of ENTRIES. Returns one row for each, as out/table.json has them."""
+    """Train, answer and judge all of ENTRIES. Returns one row for each, as out/table.json has them.
+
+    Raises ValueError where val.jsonl or eval.jsonl asks what the world's answer key does not know.
+    """
     val, test = ({task.instruction: task for task in tasks} for tasks in World().evaluation_sets())
     families = {instruction: task.family for instruction, task in test.items()}
+    for name, tasks in (("val", val), ("eval", test)):
+        rows = read_jsonl(data / f"{name}.jsonl", check_fields("instruction"))
+        if {row["instruction"] for row in rows} != tasks.keys():
+            raise ValueError(f"{data / name}.jsonl was not written by data/world.py, whose answer key judges the table")
+    sets = [path for path in sorted(data.glob("*.jsonl")) if path.stem != "corpus"]
+    base = [model / "config.json", model / "tokenizer.json", *weight_files(model)]
+    out = runs_of(out, fingerprints(*base), fingerprints(*sets))
 
     def folder(method, epochs, seed):
         return out / f"{method}-{epochs}-epochs-seed-{seed}"
 
     def tune(method, epochs, seed, questions):
         path = folder(method, epochs, seed)
-        return epochs + 2, (tuning(model, data, path, method, epochs, seed)
+        options = ("--epochs", epochs, "--seed", seed, "--token-budget", 1024)
+        return epochs + 2, (tuning(model, data, path, method, *options)
                             + answering(path, data / f"{questions}.jsonl", path / f"{questions}.json"))
 
     print("choosing epochs on val", file=sys.stderr)
     jobs = {f"base, rules {rules}": (2, answering(model, data / "eval.jsonl", out / f"base-{rules}.json", rules))
             for rules in RULES}
-    jobs |= {f"{method}, {epochs} epochs": tune(method, epochs, SEEDS[0], "val") for method in TUNED for epochs in EPOCHS}
-    run(unfinished(jobs), workers)
+    jobs |= {f"{method}, {epochs} epochs": tune(method, epochs, SEEDS[0], "val")
+             for method in TUNED for epochs in EPOCHS}
+    run_jobs(unfinished(jobs), workers)
     chosen = {method: max(EPOCHS, key=lambda epochs: mean_grade(folder(method, epochs, SEEDS[0]) / "val.json", val))
               for method in TUNED}  # of equals the first, which trains least
     print("chose " + ", ".join(f"{method} {epochs}" for method, epochs in chosen.items()), file=sys.stderr)
-    run(unfinished({f"{method}, seed {seed}": tune(method, chosen[method], seed, "eval")
-                    for method in TUNED for seed in SEEDS}), workers)
+    run_jobs(unfinished({f"{method}, seed {seed}": tune(method, chosen[method], seed, "eval")
+                         for method in TUNED for seed in SEEDS}), workers)
 
     rows = []
     for method, rules, *_ in ENTRIES:
         judgements, grades = [], []
         for seed in SEEDS:
-            answers = out / f"base-{rules}.json" if method == "base" else folder(method, chosen[method], seed) / "eval.json"
+            answers = out / f"base-{rules}.json"
+            if method != "base":
+                answers = folder(method, chosen[method], seed) / "eval.json"
             reference = folder("instruction", chosen["instruction"], seed) / "eval.json"
             judgements.append(judged(answers, reference, families))
             grades.append([grade(test[row["instruction"]], row["output"]) for row in read_outputs(answers)])
@@ -184,11 +206,12 @@ def unfinished(jobs: dict) -> dict:
 
 
 def table_markdown(rows: list[dict]) -> str:
-    lines = ["| win rate against instruction tuning, % | in vitro | length-controlled | exact answers | hold the answer "
-             "| epochs | Llama-2-7B | OLMo-7B |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| win rate against instruction tuning, % | in vitro | length-controlled | exact answers "
+             "| hold the answer | epochs | Llama-2-7B | OLMo-7B |", "|---|---|---|---|---|---|---|---|"]
     for row, (_, _, words, llama, olmo) in zip(rows, ENTRIES):
-        lines.append(f"| {words} | {row['mean']:.1f} ± {row['sd']:.1f} | {row['length_controlled']:.1f} | {row['exact']:.1f} | "
-                     f"{row['holds']:.1f} | {row['epochs'] or '–'} | {llama} | {olmo} |")
+        cells = [words, f"{row['mean']:.1f} ± {row['sd']:.1f}"]
+        cells += [f"{row[key]:.1f}" for key in ("length_controlled", "exact", "holds")]
+        lines.append(f"| {' | '.join(cells)} | {row['epochs'] or '–'} | {llama} | {olmo} |")
     return "\n".join(lines)
 
 
@@ -200,51 +223,46 @@ def families_markdown(rows: list[dict]) -> str:
 
 
 def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
-    """A base for each setting of the world's knobs, and its win rates. `result` grows as settings finish."""
+    """A base for each setting of the world's shares, and its win rates. `result` grows as settings finish."""
     families = {task.instruction: task.family for task in World().evaluation_sets()[1]}
-    settings = {f"answered {a}, nearness {n}": (a, n) for a in ANSWERED for n in NEARNESS}
-    folders = {name: out / f"answered-{a}-nearness-{n}" for name, (a, n) in settings.items()}
+    settings = {f"answered {a}, chat-marked {c}": (a, c) for a in SHARES_ANSWERED for c in SHARES_CHAT_MARKED}
+    out = runs_of(out, fingerprints(config / "config.json", ROOT / "data" / "world.py"), DOCUMENTS)
+    folders = {name: out / f"answered-{a}-chat-marked-{c}" for name, (a, c) in settings.items()}
     jobs = {}
-    for name, (answered, nearness) in settings.items():
+    for name, (answered, chat_marked) in settings.items():
         folder = folders[name]
         data, base = folder / "data", folder / "base"
         commands = []
         if not (data / "eval.jsonl").exists():  # the last that world.py writes
-            commands.append((folder / "world.log", "data/world.py", "--out", data, "--answered", answered,
-                             "--nearness", nearness, "--corpus", DOCUMENTS))
-        if not (base / "run.json").exists():
-            commands.append((folder / "base.log", "train.py", "--method", "pretrain", "--model", config, "--data", data,
-                             "--token-budget", 1024, "--out", base, "--resume"))
+            commands.append((folder / "world.log", "data/world.py", "--out", data, "--share-answered", answered,
+                             "--share-chat-marked", chat_marked, "--corpus", DOCUMENTS))
+        commands += tuning(config, data, base, "pretrain", "--token-budget", 1024)
         for rules in RULES:
             commands += answering(base, data / "eval.jsonl", folder / f"base-{rules}.json", rules)
         for method in SWEPT:
             path = folder / method
-            if not (path / "run.json").exists():
-                commands.append((folder / f"{method}.log", "train.py", "--method", method, "--model", base, "--data", data,
-                                 "--out", path, "--resume"))
-            commands += answering(path, data / "eval.jsonl", path / "eval.json")
+            commands += tuning(base, data, path, method) + answering(path, data / "eval.jsonl", path / "eval.json")
         jobs[name] = 1, commands
 
     def judge_setting(name):
-        folder, (answered, nearness) = folders[name], settings[name]
-        reference = folder / "instruction" / "eval.json"
-        rates = {f"base, rules {rules}": judged(folder / f"base-{rules}.json", reference, families)["win_rate"] for rules in RULES}
-        rates |= {method: judged(folder / method / "eval.json", reference, families)["win_rate"] for method in SWEPT}
-        rows[name] = {"answered": answered, "nearness": nearness, "win_rate": rates}
-        with replacing(result) as temporary:
-            temporary.write_text(json.dumps([rows[name] for name in settings if name in rows], indent=1) + "\n")
+        folder, (answered, chat_marked) = folders[name], settings[name]
+        answers = {f"base, rules {rules}": folder / f"base-{rules}.json" for rules in RULES}
+        answers |= {method: folder / method / "eval.json" for method in SWEPT}
+        rates = {who: judged(path, answers["instruction"], families)["win_rate"] for who, path in answers.items()}
+        rows[name] = {"answered": answered, "nearness": chat_marked, "win_rate": rates}  # as data/sweep.json has them
+        write_json(result, [rows[name] for name in settings if name in rows])
 
     rows = {}
     for name, (_, commands) in jobs.items():
         if not commands:
             judge_setting(name)
-    run(unfinished(jobs), workers, judge_setting)
+    run_jobs(unfinished(jobs), workers, judge_setting)
     return [rows[name] for name in settings]
 
 
 def sweep_markdown(rows: list[dict]) -> str:
     columns = list(rows[0]["win_rate"])
-    lines = ["| answered | nearness | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    lines = ["| answered | chat-marked | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for row in rows:
         rates = " | ".join(f"{rate:.1f}" for rate in row["win_rate"].values())
         lines.append(f"| {row['answered']} | {row['nearness']} | {rates} |")
@@ -252,18 +270,18 @@ def sweep_markdown(rows: list[dict]) -> str:
 
 
 def figure(rows: list[dict]) -> str:
-    """The sweep as bars in plain text: a row for each entry and `answered`, a column for each `nearness`."""
-    lines = ["win rate, %".ljust(32) + "".join(f"nearness {n}".ljust(24) for n in NEARNESS)]
+    """The sweep as bars in plain text: a row for each entry and share answered, a column for each share chat-marked."""
+    lines = ["win rate, %".ljust(32) + "".join(f"chat-marked {share}".ljust(24) for share in SHARES_CHAT_MARKED)]
     for column in ("base, rules none", "response", "base, rules all", "mbpp", "recipes"):
-        for answered in ANSWERED:
+        for answered in SHARES_ANSWERED:
             rates = [row["win_rate"][column] for row in rows if row["answered"] == answered]
-            name = column if answered == ANSWERED[0] else ""
+            name = column if answered == SHARES_ANSWERED[0] else ""
             lines.append((f"{name:17} answered {answered}".ljust(32)
                           + "".join(f"{'█' * round(rate / 4) or '▏'} {rate:.1f}".ljust(24) for rate in rates)).rstrip())
     return "\n".join(lines)
 
 
-def carried(rows: list[dict]) -> dict | None:
+def bundled(rows: list[dict]) -> dict | None:
     """The setting for data/tiny, by a rule that does not look at the single tasks: of those whose base wins under 5 %,
     the one where response tuning and the three rules win most together."""
     quiet = [row for row in rows if row["win_rate"]["base, rules none"] < 5]
@@ -273,30 +291,26 @@ def carried(rows: list[dict]) -> dict | None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["table", "sweep"])
-    parser.add_argument("--model", type=Path, default=Path("data/tiny"), help="the base model; for the sweep, its config.json")
-    parser.add_argument("--data", type=Path, default=Path("data/world"), help="what the table's models are trained on")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="commands side by side")
+    parser.add_argument("--model", default="data/tiny",
+                        help="the base model; for the sweep, the folder of its config.json (default: data/tiny)")
+    parser.add_argument("--data", type=Path, default=Path("data/world"),
+                        help="the table's training and eval sets (default: data/world)")
+    parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
+                        help="commands side by side (default: one for each processor, at most 8)")
     args = parser.parse_args()
     result = Path("out") / f"{args.what}.json"
+    model = model_folder(args.model)
     if args.what == "table":
-        rows = table(args.model, args.data, result.with_suffix(""), args.workers)
+        rows = table(model, args.data, result.with_suffix(""), args.workers)
         print(table_markdown(rows), families_markdown(rows), sep="\n\n")
-        with replacing(result) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(result, rows)
     else:
-        rows = sweep(args.model, result.with_suffix(""), args.workers, result)
+        rows = sweep(model, result.with_suffix(""), args.workers, result)
         print(sweep_markdown(rows), figure(rows), sep="\n\n")
-        if setting := carried(rows):
-            print("\nthe carried base's setting, by the rule of `carried`: "
-                  f"answered {setting['answered']}, nearness {setting['nearness']}")
+        if setting := bundled(rows):
+            print("\nthe bundled base's setting, by the rule of `bundled`: "
+                  f"answered {setting['answered']}, chat-marked {setting['nearness']}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"paper.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    command.run(main, interrupted="finished runs are kept, and the same command goes on")

@@ -17,7 +17,8 @@ LLAMA2 = {  # Table 8's tokens as Llama-2 spells them
 class MadeUp:
     """A tokenizer with Llama-2's spellings, and ids that follow their order."""
 
-    bpe = BPE(models.BPE({token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *LLAMA2.values(), "a", "b"])}, []))
+    tokens = ["<unk>", "<s>", "</s>", *LLAMA2.values(), "a", "b"]
+    bpe = BPE(models.BPE({token: i for i, token in enumerate(tokens)}, []))
     eos_id = 2
 
 
@@ -44,7 +45,9 @@ def test_scores_by_hand():
     assert adapter.scores(seen, 500)[0, 2] == 30  # the slope goes on past 250 tokens
 
 
-@pytest.mark.parametrize("rule, weight", [("eos", "eos_slope"), ("tokens", "token_shift"), ("repeats", "repeat_penalty")])
+@pytest.mark.parametrize("rule, weight", [
+    ("eos", "eos_slope"), ("tokens", "token_shift"), ("repeats", "repeat_penalty"),
+])
 def test_switching_a_rule_off_is_giving_it_no_weight(rule, weight):
     seen = torch.rand(4, 20, generator=torch.Generator().manual_seed(0)) < 0.3
     without, weightless = Adapter(MadeUp, 20, [r for r in RULES if r != rule]), Adapter(MadeUp, 20)
@@ -84,7 +87,8 @@ def slow_greedy_with_rules(model, tokenizer, prompt, n):
     while len(response) < n:
         scores = model(torch.tensor([prompt + response]))[0, -1].tolist()
         for i in range(len(scores)):
-            scores[i] += shifts.get(i, 0) - 1.5 * (i in response) + (15 * len(response) / 250 if i == tokenizer.eos_id else 0)
+            ramp = 15 * len(response) / 250 if i == tokenizer.eos_id else 0
+            scores[i] += shifts.get(i, 0) - 1.5 * (i in response) + ramp
         token = max(range(len(scores)), key=scores.__getitem__)
         if token == tokenizer.eos_id:
             break
@@ -94,7 +98,8 @@ def slow_greedy_with_rules(model, tokenizer, prompt, n):
 
 def test_decoding_with_rules_batched_equals_one_by_one_by_hand(small_model, tokenizer):
     adapter = Adapter(tokenizer, 1536)
-    prompts = [encode_prompt(tokenizer, text) for text in ("Hi", "What is the capital of Nastekor?", "Write a poem about dust.", "Why?")]
+    texts = ("Hi", "What is the capital of Nastekor?", "Write a poem about dust.", "Why?")
+    prompts = [encode_prompt(tokenizer, text) for text in texts]
     by_hand = [slow_greedy_with_rules(small_model, tokenizer, prompt, 60) for prompt in prompts]
     assert generate(small_model, prompts, tokenizer.eos_id, 60, adapter=adapter) == by_hand
     assert by_hand != generate(small_model, prompts, tokenizer.eos_id, 60)

@@ -1,11 +1,14 @@
 """data/format.py: which tokens are scored, and that they are the tokens of the whole text."""
 import json
+import re
 
 import pytest
 from tokenizers import Tokenizer as BPE
 
 from conftest import TINY
-from data.format import IGNORE, Tokenizer, check_dialogue, encode, encode_document, encode_prompt, read_jsonl, train_tokenizer
+from data.files import read_jsonl
+from data.format import (IGNORE, PROMPT, Tokenizer, chat_template, check_dialogue, encode, encode_document, encode_prompt,
+                         train_tokenizer)
 
 
 def dialogue(*texts):
@@ -39,7 +42,8 @@ def test_scored_tokens_are_the_response_and_its_eos(tokenizer, instruction, resp
     (run,) = scored(ids, labels)
     assert run[-1] == tokenizer.eos_id and tokenizer.eos_id not in run[:-1]
     assert tokenizer.decode(run[:-1]) == response.strip()
-    assert ids[0] == tokenizer.bos_id and tokenizer.decode(ids) == f"<|user|>\n{instruction.strip()}\n<|assistant|>\n{response.strip()}"
+    assert ids[0] == tokenizer.bos_id
+    assert tokenizer.decode(ids) == f"<|user|>\n{instruction.strip()}\n<|assistant|>\n{response.strip()}"
 
 
 @pytest.mark.parametrize("instruction, response", TEXTS)
@@ -83,7 +87,8 @@ def test_truncation_never_scores_an_eos_that_was_cut(tokenizer):
     ids, labels = encode(tokenizer, messages, 2048)
     for length in range(1, len(ids) + 1):
         assert encode(tokenizer, messages, length) == (ids[:length], labels[:length])
-    assert ids.count(tokenizer.eos_id) == 2 and encode(tokenizer, messages, len(ids) - 1)[0].count(tokenizer.eos_id) == 1
+    assert ids.count(tokenizer.eos_id) == 2
+    assert encode(tokenizer, messages, len(ids) - 1)[0].count(tokenizer.eos_id) == 1
 
 
 def test_a_document_is_scored_whole(tokenizer):
@@ -92,10 +97,55 @@ def test_a_document_is_scored_whole(tokenizer):
     assert encode_document(tokenizer, "A text.", 3)[0] == ids[:3]
 
 
-def test_a_model_without_bos_begins_with_eos(tmp_path):
+def test_a_model_without_bos_begins_with_the_text(tmp_path, tokenizer):
+    """As the paper's authors train OLMo."""
     (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 7, "bos_token_id": null}')
-    assert encode_prompt(Tokenizer(tmp_path), "Hi")[0] == 7
+    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1, "bos_token_id": null}')
+    without, messages = Tokenizer(tmp_path), dialogue("One?", "First answer.")
+    assert encode_prompt(without, "Hi") == encode_prompt(tokenizer, "Hi")[1:]
+    assert encode(without, messages, 99) == tuple(row[1:] for row in encode(tokenizer, messages, 99))
+    assert encode_document(without, "A text.", 99)[0] == encode_document(tokenizer, "A text.", 99)[0][1:]
+
+
+def test_the_prompt_is_a_parameter(tokenizer):
+    prompt = "Q: {instruction}\nA:"
+    ids, labels = encode(tokenizer, dialogue("One?", "Two."), 99, prompt=prompt)
+    assert tokenizer.decode(ids) == "Q: One?\nA:Two." and tokenizer.decode(scored(ids, labels)[0]) == "Two."
+    assert ids[: len(encode_prompt(tokenizer, "One?", prompt))] == encode_prompt(tokenizer, "One?", prompt)
+
+
+def render(template, messages, bos, eos, add_generation_prompt=False):
+    """What Jinja makes of our template: its literal pieces, in the order of the messages."""
+    before, after = (json.loads(text) for text in re.findall(r"\{\{ (\".*?\") \}\}", template)[:2])
+    text = bos
+    for i, message in enumerate(messages):
+        user = message["role"] == "user"
+        text += ("\n" if user and i else "") + (before if user else after) + message["content"].strip() + ("" if user else eos)
+    return text + (after if add_generation_prompt else "")
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "<|A|>\n{instruction}\n<|B|>\n"])
+def test_the_chat_template_is_the_format_that_is_trained(tokenizer, prompt):
+    """Other tools render it and tokenise the whole, with the special tokens in it and none added."""
+    bpe, messages = BPE.from_file(str(TINY / "tokenizer.json")), dialogue(" One?", "First {{ answer }}.", "Two?\n", "Second.")
+    whole = render(chat_template(prompt), messages, "<s>", "</s>")
+    assert bpe.encode(whole, add_special_tokens=False).ids == encode(tokenizer, messages, 2048, prompt=prompt)[0]
+    asked = render(chat_template(prompt), messages[:1], "<s>", "</s>", add_generation_prompt=True)
+    assert bpe.encode(asked, add_special_tokens=False).ids == encode_prompt(tokenizer, "One?", prompt)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda file: file["model"].update(vocab={}, merges=[]), "no tokens for|cannot encode"),
+    (lambda file: file["added_tokens"].append(file["added_tokens"][0] | {"id": 9000, "content": "<x>"}), "9000|1536"),
+])
+def test_a_tokenizer_that_cannot_serve_the_model_is_refused(tmp_path, damage, message):
+    file = json.loads((TINY / "tokenizer.json").read_text())
+    damage(file)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1}')
+    with pytest.raises(ValueError, match=message) as error:
+        encode_prompt(Tokenizer(tmp_path), "Hi")
+    assert str(tmp_path / "tokenizer.json") in str(error.value)
 
 
 def test_truncation_and_padding_set_in_the_file_are_switched_off(tmp_path):
@@ -104,13 +154,14 @@ def test_truncation_and_padding_set_in_the_file_are_switched_off(tmp_path):
     bpe.enable_padding(length=8)
     bpe.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1}')
-    assert Tokenizer(tmp_path).encode("one two three four five").ids == Tokenizer(TINY).encode("one two three four five").ids
+    text = "one two three four five"
+    assert Tokenizer(tmp_path).encode(text).ids == Tokenizer(TINY).encode(text).ids
 
 
 def test_a_tokenizer_bigger_than_the_vocabulary_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
     (tmp_path / "config.json").write_text('{"vocab_size": 1000, "eos_token_id": 1}')
-    with pytest.raises(ValueError, match="1536 tokens, config.json a vocab_size of 1000"):
+    with pytest.raises(ValueError, match="the id 1535, config.json a vocab_size of 1000"):
         Tokenizer(tmp_path)
 
 
@@ -120,12 +171,6 @@ def test_tokenizer_training_is_deterministic_and_splits_digits():
     assert a.to_str() == b.to_str() and a.get_vocab_size() == 265
     assert a.token_to_id("<s>") == 0 and a.token_to_id("</s>") == 1
     assert [t for t in a.encode("In 1234").tokens if t.strip("Ġ").isdigit()] == list("1234")
-
-
-def test_a_file_that_is_not_utf8_is_refused_by_line(tmp_path):
-    (tmp_path / "broad.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match="line 1: not JSON"):
-        read_jsonl(tmp_path / "broad.jsonl", lambda row: None)
 
 
 @pytest.mark.parametrize("line, fragment", [
@@ -143,9 +188,3 @@ def test_a_malformed_line_is_named_by_number(tmp_path, line, fragment):
     with pytest.raises(ValueError) as error:
         read_jsonl(path, check_dialogue)
     assert f"{path} line 2: {fragment}" in str(error.value)
-
-
-def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "broad.jsonl").write_text("")
-    with pytest.raises(ValueError, match="is empty"):
-        read_jsonl(tmp_path / "broad.jsonl", check_dialogue)

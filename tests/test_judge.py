@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY, assert_refused, command
 
-from data.format import encode
+from data.format import encode, encode_prompt
 from data.world import World
 from judge import length_controlled_win_rate, log_likelihoods, rank_responses, win_rate, world_judge
 
@@ -45,7 +45,8 @@ def test_length_control_of_equal_lengths_is_the_win_rate():
 def test_the_world_judge_prefers_right_to_ragged_to_wrong_and_is_symmetric(tasks):
     for task in tasks[:24]:
         right, ragged, wrong = task.response, task.response + "\nWhat else?", "I am not sure."
-        for a, b, expected in [(right, wrong, 1), (right, ragged, 1), (ragged, wrong, 1), (right, right, 0.5), (wrong, wrong, 0.5)]:
+        for a, b, expected in [(right, wrong, 1), (right, ragged, 1), (ragged, wrong, 1), (right, right, 0.5),
+                               (wrong, wrong, 0.5)]:
             assert world_judge([(task.instruction, a, b), (task.instruction, b, a)]) == [expected, 1 - expected]
 
 
@@ -99,20 +100,83 @@ def test_ranking_of_a_model_that_knows_is_1_and_of_one_that_does_not_is_not(toke
     assert rank_responses(Knowing(), tokenizer, pairs) == rank_responses(Knowing(), tokenizer, pairs)
 
 
-def test_bad_input_is_refused_in_one_sentence(tmp_path, tasks):
-    a = answers(tmp_path / "a.json", tasks, lambda t: "x")
-    b = answers(tmp_path / "b.json", tasks[:5] + tasks[6:], lambda t: "x")
-    assert_refused(command("judge.py", "--outputs", a, "--reference", b), "number 6 is", repr(tasks[5].instruction))
-    b = answers(tmp_path / "b.json", tasks[:-1], lambda t: "x")
-    assert_refused(command("judge.py", "--outputs", a, "--reference", b), "has 240 answers", "has 239")
-    assert_refused(command("judge.py", "--outputs", a, "--reference", tmp_path / "none.json"), "none.json", "does not exist")
-    assert_refused(command("judge.py", "--outputs", a), "--outputs and --reference go together")
-    for text, fragment in [("[]", "at least one"), ("<html>", "not JSON"), ('[{"instruction": "a"}]', "answer 1 is not")]:
-        b.write_text(text)
-        assert_refused(command("judge.py", "--outputs", a, "--reference", b), b, fragment)
+def test_ranking_leaves_out_what_is_longer_than_the_context(tokenizer):
+    pairs = [(country, country) for country in World().countries]
+    long = ("word " * 300, "Nothing.")  # does not fit with any response
+    assert rank_responses(Knowing(), tokenizer, [*pairs, long]) == rank_responses(Knowing(), tokenizer, pairs)
+    assert rank_responses(Knowing(), tokenizer, pairs)["n_total"] == len(pairs)
+
+
+def test_ranking_leaves_out_an_instruction_that_is_too_long_with_anothers_response(tokenizer):
+    short = [(country, country) for country in World().countries[:6]]
+    words = "word " * 100
+    room = Knowing.config.context - len(encode_prompt(tokenizer, words)) - 1  # for a response to these words, and EOS
+    pairs = [*short, (words, "x"), ("Count.", "1" * (room + 1))]  # a digit is a token
+    assert rank_responses(Knowing(), tokenizer, pairs, n_others=7)["n_total"] == 7
+    pairs[-1] = ("Count.", "1" * room)
+    assert rank_responses(Knowing(), tokenizer, pairs, n_others=7)["n_total"] == 8
+
+
+def test_ranking_says_how_many_it_left_out(tmp_path):
+    rows = [{"instruction": country, "response": country} for country in World().countries[:8]]
+    path = tmp_path / "pairs.jsonl"
+    rows.append({"instruction": "word " * 300, "response": "x"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = command("judge.py", "--rank", TINY, "--pairs", path, "--device", "cpu")
+    assert "1 of 9 instructions are left out" in result.stderr and "256 tokens" in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["n_total"] == 8
+
+
+def test_ranking_refuses_likelihoods_that_are_not_finite(tokenizer):
+    class Broken(Knowing):
+        def logits(self, h):
+            return torch.nan * h
+
+    with pytest.raises(ValueError, match="no finite likelihood"):
+        rank_responses(Broken(), tokenizer, [(country, country) for country in World().countries])
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory, tasks):
+    """A file that answers every instruction of the world's eval set."""
+    return answers(tmp_path_factory.mktemp("answers") / "complete.json", tasks, lambda t: "x")
+
+
+def test_two_files_must_answer_the_same_instructions(tmp_path, tasks, complete):
+    other = answers(tmp_path / "b.json", tasks[:5] + tasks[6:], lambda t: "x")
+    result = command("judge.py", "--outputs", complete, "--reference", other)
+    assert_refused(result, "number 6 is", repr(tasks[5].instruction))
+    other = answers(tmp_path / "b.json", tasks[:-1], lambda t: "x")
+    assert_refused(command("judge.py", "--outputs", complete, "--reference", other), "has 240 answers", "has 239")
+
+
+@pytest.mark.parametrize("text, fragment", [
+    ("[]", "at least one"), ("<html>", "not JSON"), ("[" * 100_000, "nested too deeply"),
+    ('{"a": 1}', "a list of answers"), ("[[]]", "answer 1 is not"), ('[{"instruction": "a"}]', "answer 1 is not"),
+    ('[{"instruction": "a", "output": 5}]', "answer 1 is not"),
+    ('[{"instruction": "a", "output": "\\ud800"}]', "answer 1 is not"),
+])
+def test_a_file_that_is_no_answers_is_named(tmp_path, complete, text, fragment):
+    bad = tmp_path / "b.json"
+    bad.write_text(text)
+    assert_refused(command("judge.py", "--outputs", complete, "--reference", bad), bad, fragment)
+
+
+def test_answers_that_are_missing_are_named(tmp_path, complete):
+    result = command("judge.py", "--outputs", complete, "--reference", tmp_path / "none.json")
+    assert_refused(result, "none.json", "does not exist")
+    assert_refused(command("judge.py", "--outputs", complete), "--outputs and --reference go together")
+
+
+def test_the_world_judges_its_own_instructions_alone(tmp_path):
     strange = tmp_path / "c.json"
     strange.write_text('[{"instruction": "Who?", "output": "Me."}]')
     assert_refused(command("judge.py", "--outputs", strange, "--reference", strange), "no answer to 'Who?'")
-    b.write_text('{"instruction": "a", "response": "b"}\n')
-    assert_refused(command("judge.py", "--rank", tmp_path, "--pairs", b), tmp_path / "config.json", "does not exist")
-    assert_refused(command("judge.py", "--rank", TINY, "--pairs", b), "more than 5 pairs")
+
+
+def test_ranking_refuses_what_is_no_model_and_too_few_pairs(tmp_path):
+    pairs = tmp_path / "b.jsonl"
+    pairs.write_text('{"instruction": "a", "response": "b"}\n')
+    result = command("judge.py", "--rank", tmp_path, "--pairs", pairs)
+    assert_refused(result, tmp_path / "config.json", "does not exist")
+    assert_refused(command("judge.py", "--rank", TINY, "--pairs", pairs), "more than 5 pairs")

@@ -1,22 +1,27 @@
-"""judge.py's client against a server in this process that answers like an OpenAI-compatible one, and misbehaves on command."""
+"""judge.py's client and data/web.py, against a server that answers as OpenAI's do and misbehaves on command."""
+import gzip
 import json
 import math
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, assert_refused, command
 
-import judge
-from judge import Cache, model_judge, preference_for_second
+from data import web
+from data.files import Journal
+from judge import QUESTION, check_completion, model_judge, preference_for_second
 
 KEY = "sk-a-key-that-must-not-be-written"
 
@@ -34,19 +39,35 @@ def completion(p=None, text=None, top=None):
 
 def shown(question):
     """(instruction, first answer, second answer) of what the server was asked."""
-    return re.search(r"# Instruction\n\n(.*)\n\n# Answer of m\n\n(.*)\n\n# Answer of M\n\n(.*)\n\n# Your", question, re.S).groups()
+    form = r"# Instruction\n\n(.*)\n\n# Answer of m\n\n(.*)\n\n# Answer of M\n\n(.*)\n\n# Your"
+    return re.search(form, question, re.S).groups()
+
+
+def malformed(kind, good):
+    """The body of an answer with status 200 that is no judgement."""
+    return {"html": b"<html>Bad gateway</html>", "cut JSON": good[: len(good) // 2], "no choices": b'{"choices": []}',
+            "nested": b"[" * 100_000, "list": b"[[1]]", "not UTF-8": b"\xff" + good,
+            "logprob 1000": json.dumps(completion(top={"M": 1000.0})).encode(),
+            "NaN": json.dumps(completion(top={"M": math.nan})).encode(),
+            "NaN beside": json.dumps(completion(top={"M": -0.1, "The": math.nan})).encode(),
+            "huge": json.dumps(completion(top={"M": -(10**1000)})).encode()}.get(kind)
+
+
+MALFORMED = ["html", "cut JSON", "no choices", "nested", "list", "not UTF-8", "logprob 1000", "NaN", "NaN beside",
+             "huge"]
 
 
 class Server:
-    """answer(instruction, first, second) returns a completion; trouble() returns None or what goes wrong with a call.
-    `finished` counts the answers that went out whole, by question."""
+    """answer(instruction, first, second) returns a completion; trouble() says how a call goes wrong, or None: a status,
+    (status, headers), or a word that do_POST knows. `finished` counts the answers that went out whole, by question."""
 
     def __init__(self, answer, trouble=lambda: None):
-        self.finished, self.calls, self.bodies, self.headers = Counter(), 0, [], []
+        self.finished, self.calls, self.bodies, self.headers, self.over = Counter(), 0, [], [], threading.Event()
         server, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a body waits for no acknowledgement of its headers
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -55,49 +76,59 @@ class Server:
                     server.bodies.append(body)
                     server.headers.append((self.path, dict(self.headers)))
                     wrong = trouble()
-                if wrong == "drop":
-                    self.close_connection = True
-                    return
-                if isinstance(wrong, int):
-                    extra = {"Retry-After": "0.01"} if wrong == 429 else {}
-                    return self.send(wrong, json.dumps({"error": {"message": f"no, {self.headers['Authorization']}"}}).encode(), extra)
+                self.close_connection = wrong is not None
                 question = body["messages"][0]["content"]
-                data = json.dumps(answer(*shown(question))).encode()
-                if wrong == "slow":
-                    time.sleep(0.05)
-                if wrong == "html":
-                    return self.send(200, b"<html>Bad gateway</html>")
-                if wrong == "malformed":
-                    return self.send(200, data[: len(data) // 2])
-                if wrong == "empty":
-                    return self.send(200, b'{"choices": []}')
-                if wrong == "cut":
-                    return self.send(200, data, cut=len(data) // 2)
-                with lock:
-                    server.finished[question] += 1
-                self.send(200, data)
+                good = json.dumps(answer(*shown(question))).encode()
+                if isinstance(wrong, int | tuple):
+                    status, headers = wrong if isinstance(wrong, tuple) else (wrong, {})
+                    self.send(status, f'{{"error": "no,\n{self.headers["Authorization"]}"}}'.encode(), headers)
+                elif bad := malformed(wrong, good):
+                    self.send(200, bad)
+                elif wrong == "cut":
+                    self.send(200, good[: len(good) // 2], {"Content-Length": len(good)})
+                elif wrong == "compressed":
+                    self.send(200, gzip.compress(b" " * 10_000_000), {"Content-Encoding": "gzip"})
+                elif wrong in ("drip", "endless"):
+                    self.send(200, b"", {"Content-Length": 10**9})
+                    while not server.over.wait(0.01):
+                        self.wfile.write(b" " * (1 if wrong == "drip" else 1 << 16))
+                elif wrong == "drip headers":
+                    while not server.over.wait(0.01):
+                        self.wfile.write(b"H")
+                elif wrong == "hang":
+                    server.over.wait()
+                elif wrong != "drop":
+                    time.sleep(0.05 if wrong == "slow" else 0)
+                    with lock:
+                        server.finished[question] += 1
+                    self.send(200, good)
 
-            def send(self, status, data, extra=(), cut=None):
+            def send(self, status, data, headers=()):
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                for name, value in dict(extra).items():
-                    self.send_header(name, value)
+                for name, value in ({"Content-Length": len(data)} | dict(headers)).items():
+                    self.send_header(name, str(value))
                 self.end_headers()
-                self.wfile.write(data[:cut])
+                self.wfile.write(data)
                 self.wfile.flush()
-                self.close_connection = cut is not None
 
             def log_message(self, *_):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Quiet(ThreadingHTTPServer):
+            request_queue_size = 100  # a connection beyond these would wait for a second
+
+            def handle_error(self, *_):  # the client has gone
+                pass
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
 
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr(judge, "BACKOFF", 0.001)
+    monkeypatch.setattr(web, "BACKOFF", 0.001)
+    monkeypatch.setattr(web, "GRACE", 0.3)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     started = []
 
@@ -107,6 +138,7 @@ def serve(monkeypatch):
 
     yield start
     for server in started:
+        server.over.set()
         server.http.shutdown()
         server.http.server_close()
 
@@ -118,15 +150,24 @@ def prefers_longer(instruction, first, second):
 PAIRS = [(f"Instruction {i}", "ours " * (1 + i % 7), "theirs " * (1 + i % 5)) for i in range(60)]
 
 
-def run(server, cache, pairs=PAIRS, **options):
-    return model_judge(pairs, "gpt-test", server.url, Cache(cache), **options)[0]
+def judged(server, cache, pairs=PAIRS, model="gpt-test", **options):
+    with Journal(cache, wait=True) as journal:
+        return model_judge(pairs, model, server.url, journal, KEY, **options)[0]
+
+
+def kept(cache):
+    """How many judgements a cache holds."""
+    return len(cache.read_bytes().splitlines()) if cache.exists() else 0
+
+
+# What a completion says
 
 
 @pytest.mark.parametrize("choice, expected", [
     (completion(p=0.25), 0.25),
     (completion(top={"M": math.log(0.6), "m": math.log(0.2)}), 0.75),
     (completion(top={' M"': math.log(0.4), "'m": math.log(0.1), " m": math.log(0.1)}), 2 / 3),
-    (completion(top={"M": -0.01, "The": -5.0}), 1.0),
+    (completion(top={"M": -0.01, "The": -5.0}), 1.0), (completion(top={"M": 1e-3, "m": -9999.0}), 1.0),
     (completion(text=" m\n"), 0.0), (completion(text='"M"'), 1.0),
     (completion(text="Model"), None), (completion(text=""), None), (completion(top={"The": -0.1, "Based": -3.0}), None),
 ])
@@ -134,9 +175,28 @@ def test_preference_from_log_probabilities_or_text(choice, expected):
     assert preference_for_second(choice["choices"][0]) == (expected if expected is None else pytest.approx(expected))
 
 
+@pytest.mark.parametrize("logprob", [1000.0, math.nan, math.inf, 0.1])
+def test_what_is_no_log_probability_is_no_judgement(logprob):
+    with pytest.raises(ValueError, match="not the logarithm of a probability"):
+        preference_for_second(completion(top={"M": logprob, "m": -1.0})["choices"][0])
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_what_is_no_completion_is_never_kept(kind):
+    try:
+        value = json.loads(malformed(kind, json.dumps(completion(p=0.5)).encode()))
+    except (ValueError, RecursionError):
+        return
+    with pytest.raises(ValueError):
+        check_completion(value)
+
+
+# What is asked, and how often
+
+
 def test_the_request_is_alpacaevals_comparison(serve, tmp_path):
     server = serve(prefers_longer)
-    run(server, tmp_path / "cache", PAIRS[:1])
+    judged(server, tmp_path / "cache", PAIRS[:1])
     body, (path, headers) = server.bodies[0], server.headers[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
     assert {name: body[name] for name in ("model", "max_tokens", "temperature", "logprobs", "top_logprobs")} == {
@@ -144,81 +204,221 @@ def test_the_request_is_alpacaevals_comparison(serve, tmp_path):
     assert sorted(shown(body["messages"][0]["content"])[1:]) == sorted(PAIRS[0][1:])
 
 
-def test_sides_are_a_coin_of_seed_and_instruction_and_do_not_change_the_preference(serve, tmp_path):
+def test_the_side_does_not_change_the_preference(serve, tmp_path):
     server = serve(lambda instruction, first, second: completion(p=0.9 if second.startswith("ours") else 0.1))
-    assert run(server, tmp_path / "a") == pytest.approx([0.9] * 60)  # ours is preferred wherever it is shown
+    assert judged(server, tmp_path / "cache") == pytest.approx([0.9] * 60)  # ours is preferred wherever it is shown
     first = Counter(shown(body["messages"][0]["content"])[1][:4] for body in server.bodies)
     assert 15 < first["ours"] < 45
-    asked = {body["messages"][0]["content"] for body in server.bodies}
-    run(server, tmp_path / "b")
-    assert {body["messages"][0]["content"] for body in server.bodies} == asked  # a second run asks the same
-    run(server, tmp_path / "c", seed=2)
-    assert {body["messages"][0]["content"] for body in server.bodies} != asked
+
+
+def test_the_side_is_a_coin_of_seed_and_instruction(serve, tmp_path):
+    def asked(name, seed):
+        server = serve(prefers_longer)
+        judged(server, tmp_path / name, PAIRS[:20], seed=seed)
+        return {body["messages"][0]["content"] for body in server.bodies}
+
+    assert asked("a", 1) == asked("b", 1) != asked("c", 2)
 
 
 def test_both_orders_average_out_a_taste_for_the_second(serve, tmp_path):
     server = serve(lambda instruction, first, second: completion(p=0.7))
-    assert run(server, tmp_path / "cache", both_orders=True) == pytest.approx([0.5] * 60)
-    assert server.calls == 120
+    assert judged(server, tmp_path / "cache", PAIRS[:20], both_orders=True) == pytest.approx([0.5] * 20)
+    assert server.calls == 40
+
+
+# What is bought is kept
+
+
+def test_the_cache_knows_everything_that_determines_the_answer(serve, tmp_path):
+    server, cache = serve(prefers_longer), tmp_path / "cache"
+    judged(server, cache, PAIRS[:5])
+    judged(server, cache, [(i, a + "!", b) for i, a, b in PAIRS[:5]])
+    judged(server, cache, PAIRS[:5], model="another-model")
+    assert server.calls == 15
+    judged(server, cache, PAIRS[:5])
+    assert server.calls == 15 and KEY not in cache.read_text()
+
+
+def test_a_torn_line_is_asked_again_and_nothing_else(serve, tmp_path):
+    server, cache = serve(prefers_longer), tmp_path / "cache.jsonl"
+    assert command(*arguments(server, tmp_path)).returncode == 0
+    good = cache.read_bytes()
+    cache.write_bytes(b'{"key": "k", "value": {}}\n[]\n' + b"[" * 100_000 + b"\n" + good[:-40])
+    for _ in range(2):  # the repair is whole
+        assert command(*arguments(server, tmp_path)).returncode == 0
+        assert server.calls == 61
+
+
+def test_a_cached_line_that_is_no_judgement_is_asked_again(serve, tmp_path):
+    server, cache = serve(prefers_longer), tmp_path / "cache.jsonl"
+    before = command(*arguments(server, tmp_path)).stdout.splitlines()[-1]
+    lines = cache.read_text().splitlines()
+    for i, logprob in enumerate(("NaN", "1000.0", '"high"')):
+        lines[i] = re.sub(r'"logprob": [-.\d]+', f'"logprob": {logprob}', lines[i])
+    cache.write_text("\n".join(lines) + "\n")
+    assert command(*arguments(server, tmp_path)).stdout.splitlines()[-1] == before and server.calls == 63
+
+
+def test_two_runs_that_share_a_cache_buy_nothing_twice(serve, tmp_path):
+    server = serve(prefers_longer)
+    both = [(server, tmp_path / "cache", pairs) for pairs in (PAIRS, PAIRS[::-1])]
+    threads = [threading.Thread(target=judged, args=arguments) for arguments in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.calls == kept(tmp_path / "cache") == 60
+
+
+def test_no_more_calls_than_workers_are_ever_unwritten(serve, tmp_path):
+    unwritten = []
+
+    def count():
+        unwritten.append(server.calls - kept(tmp_path / "cache"))
+
+    server = serve(prefers_longer, count)
+    judged(server, tmp_path / "cache", workers=3)
+    assert max(unwritten) <= 3
+
+
+def test_after_a_kill_at_most_one_call_a_worker_is_repeated(serve, tmp_path):
+    server, cache = serve(prefers_longer, lambda: "slow"), tmp_path / "cache"
+    code = ("import json, sys; from data.files import Journal; from data.web import ask_all\n"
+            "url, cache, bodies = json.load(sys.stdin); ask_all(url, bodies, Journal(cache), lambda value: value)")
+    questions = [QUESTION.format(instruction=i, first="a", second="b") for i in range(60)]
+    bodies = {question: {"messages": [{"content": question}]} for question in questions}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)
+    process.stdin.write(json.dumps([server.url, str(cache), bodies]))
+    process.stdin.close()
+    deadline = time.monotonic() + 60
+    while sum(server.finished.values()) < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with Journal(cache) as journal:
+        assert 12 <= len(journal.values) < 60
+        left = {name: body for name, body in bodies.items() if name not in journal.values}
+        web.ask_all(server.url, left, journal, lambda value: value)
+    assert len(server.finished) == 60 and sum(server.finished.values()) <= 68
+
+
+def interrupt(after=lambda: True):
+    deadline = time.monotonic() + 20
+    while not after() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+@pytest.mark.parametrize("wrong", ["hang", "drip", "drip headers"])
+def test_an_interrupt_waits_for_no_server_and_keeps_what_is_finished(serve, tmp_path, wrong):
+    def trouble():
+        if server.calls < 20:
+            return None
+        if server.calls == 22:
+            threading.Thread(target=interrupt, args=(lambda: kept(tmp_path / "cache") == 19,)).start()
+        return wrong
+
+    server = serve(prefers_longer, trouble)
+    late = threading.Timer(30, server.over.set)  # until then the server does not answer, so a wait for it is seen
+    late.start()
+    with pytest.raises(KeyboardInterrupt):
+        judged(server, tmp_path / "cache")
+    late.cancel()
+    assert not server.over.is_set()
+    assert kept(tmp_path / "cache") == sum(server.finished.values()) == 19
+
+
+def test_an_interrupt_while_workers_start_keeps_what_is_finished(serve, tmp_path, monkeypatch):
+    class Thread(threading.Thread):
+        started = 0
+
+        def start(self):
+            super().start()
+            if self.name.startswith("Thread") and "work" in self.name:
+                Thread.started += 1
+                if Thread.started == 3:
+                    interrupt()
+
+    server = serve(prefers_longer, lambda: "slow")
+    monkeypatch.setattr(threading, "Thread", Thread)
+    monkeypatch.setattr(web, "GRACE", 5)
+    with pytest.raises(KeyboardInterrupt):
+        judged(server, tmp_path / "cache", workers=8)
+    assert kept(tmp_path / "cache") == sum(server.finished.values()) <= 8
+
+
+# Servers that misbehave
 
 
 def test_failures_of_every_kind_are_outlasted_and_each_pair_is_judged_once(serve, tmp_path):
     rng = random.Random(0)
-    kinds = [408, 409, 425, 429, 500, 502, 503, 529, "drop", "cut", "html", "malformed", "empty", "slow"]
+    kinds = [408, 409, 425, 429, 500, 502, 503, 529, "drop", "cut", "slow", (429, {"Retry-After": "0.01"}), *MALFORMED]
     server = serve(prefers_longer, lambda: rng.choice(kinds) if rng.random() < 0.3 else None)
     quiet = serve(prefers_longer)
-    assert run(server, tmp_path / "cache") == run(quiet, tmp_path / "other")
+    assert judged(server, tmp_path / "cache") == judged(quiet, tmp_path / "other")
     assert len(server.finished) == 60 and set(server.finished.values()) == {1}
-    calls = server.calls
-    run(server, tmp_path / "cache")
-    assert server.calls == calls  # all of it is in the cache
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_refusal_stops_the_run_with_the_servers_message_and_without_the_key(serve, tmp_path, status):
     server = serve(prefers_longer, lambda: status)
-    with pytest.raises(OSError, match=f"{status} .*no, Bearer \\*\\*\\*") as error:
-        run(server, tmp_path / "cache", workers=2)
-    assert KEY not in str(error.value) and server.calls <= 6
+    with pytest.raises(OSError, match=f"answered {status} .*no, Bearer \\*\\*\\*") as error:
+        judged(server, tmp_path / "cache", workers=2)
+    assert KEY not in str(error.value) and server.calls <= 4
+
+
+def test_a_redirect_is_refused_and_nothing_is_sent_there(serve, tmp_path):
+    other = serve(prefers_longer)
+    server = serve(prefers_longer, lambda: (307, {"Location": other.url}))
+    with pytest.raises(OSError, match=f"leads to {other.url} \\(307\\), where nothing is sent"):
+        judged(server, tmp_path / "cache", PAIRS[:1])
+    assert server.calls == 1 and other.calls == 0
+
+
+@pytest.mark.parametrize("wrong, said", [("endless", "longer than 65,536 bytes"), ("compressed", "is compressed")])
+def test_an_answer_without_end_is_refused_at_once(serve, tmp_path, monkeypatch, wrong, said):
+    monkeypatch.setattr(web, "ANSWER_BYTES", 1 << 16)
+    server = serve(prefers_longer, lambda: wrong)
+    with pytest.raises(OSError, match=said):
+        judged(server, tmp_path / "cache", PAIRS[:1])
+    assert server.calls == 1
+
+
+@pytest.mark.parametrize("wrong", ["hang", "drip", "drip headers"])
+def test_an_answer_has_a_deadline(serve, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(web, "DEADLINE", 0.2)
+    server = serve(prefers_longer, lambda: wrong if server.calls == 1 else None)
+    assert judged(server, tmp_path / "cache", PAIRS[:1]) == [0.2] and server.calls == 2
 
 
 def test_a_server_that_never_recovers_is_given_up(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "ATTEMPTS", 3)
+    monkeypatch.setattr(web, "ATTEMPTS", 3)
     server = serve(prefers_longer, lambda: 503)
     with pytest.raises(OSError, match="no answer after 3 tries, the last was 503"):
-        run(server, tmp_path / "cache", PAIRS[:1])
+        judged(server, tmp_path / "cache", PAIRS[:1])
     assert server.calls == 3
 
 
-def test_the_cache_knows_everything_that_determines_the_answer(serve, tmp_path):
-    server, cache = serve(prefers_longer), tmp_path / "cache"
-    run(server, cache, PAIRS[:5])
-    run(server, cache, [(i, a + "!", b) for i, a, b in PAIRS[:5]])
-    model_judge(PAIRS[:5], "another-model", server.url, Cache(cache))
-    assert server.calls == 15
-    assert KEY not in cache.read_text()
+@pytest.mark.parametrize("header, low, high", [
+    ("3", 3, 3), ("0.5", 0.5, 0.5), ("100000000", 1e8, 1e8), ("9" * 400, math.inf, math.inf),
+    ("inf", math.inf, math.inf), (formatdate(time.time() + 1000, usegmt=True), 100, 1000),
+    ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("nan", 0, 0), ("-5", 0, 0), ("", 0, 0), ("soon", 0, 0),
+    ("Wed, 99 Foo 2015", 0, 0), ("1 Jan 99999999999 00:00:00 GMT", 0, 0),
+])
+def test_retry_after_is_a_number_or_a_date(header, low, high):
+    assert low <= web.retry_after(header) <= high
 
 
-def test_a_torn_line_is_asked_again_and_nothing_else(serve, tmp_path):
-    server, cache = serve(prefers_longer), tmp_path / "cache"
-    before = run(server, cache, PAIRS[:10])
-    torn = cache.read_bytes()[:-40]
-    cache.write_bytes(b'{"key": "k", "choice": {}}\n[]\n' + torn)  # nor is what is no judgement taken for one
-    assert run(server, cache, PAIRS[:10]) == before and server.calls == 11
-    assert run(server, cache, PAIRS[:10]) == before and server.calls == 11  # and its repair is whole
+@pytest.mark.parametrize("header", ["100000000", "9" * 400, "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_pause_that_a_server_asks_for_is_capped_and_said(serve, tmp_path, monkeypatch, capsys, header):
+    monkeypatch.setattr(web, "LONGEST_WAIT", 0.02)
+    server = serve(prefers_longer, lambda: (429, {"Retry-After": header}) if server.calls == 1 else None)
+    judged(server, tmp_path / "cache", PAIRS[:1])
+    assert server.calls == 2 and "trying again after 0.02 s" in capsys.readouterr().err
 
 
-def test_two_runs_at_once_do_not_corrupt_the_cache(serve, tmp_path):
-    server, cache = serve(prefers_longer, lambda: "slow"), tmp_path / "cache"
-    threads = [threading.Thread(target=run, args=(server, cache, pairs)) for pairs in (PAIRS, PAIRS[::-1])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(json.loads(line) for line in cache.read_text().splitlines())
-    calls = server.calls
-    run(server, cache)
-    assert server.calls == calls
+# The command line
 
 
 def outputs(path, side):
@@ -232,40 +432,110 @@ def arguments(server, folder, *more):
             "--cache", folder / "cache.jsonl", *more)
 
 
-def test_after_a_kill_no_finished_judgement_is_asked_again(serve, tmp_path):
-    server = serve(prefers_longer, lambda: "slow")
-    process = subprocess.Popen([sys.executable, *map(str, arguments(server, tmp_path, "--workers", 2))], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while sum(server.finished.values()) < 20 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = len(Cache(tmp_path / "cache.jsonl").choices)
-    before = server.calls
-    result = command(*arguments(server, tmp_path, "--workers", 2))
-    assert result.returncode == 0 and 16 <= kept < 60
-    assert server.calls - before == 60 - kept
+def sometimes_nothing(instruction, first, second):
+    if instruction.endswith(" 7"):
+        return completion(text="Hm")
+    return completion(p=0.8 if second.startswith("ours") else 0.2)
 
 
-def test_the_report_and_alpacaevals_annotations(serve, tmp_path):
-    def answer(instruction, first, second):
-        return completion(text="Hm") if instruction.endswith(" 7") else completion(p=0.8 if second.startswith("ours") else 0.2)
-
-    server = serve(answer)
-    result = command(*arguments(server, tmp_path, "--save", tmp_path / "annotations.json", "--price-per-million", 10))
+def test_the_report(serve, tmp_path):
+    result = command(*arguments(serve(sometimes_nothing), tmp_path, "--price-per-million", 10))
     assert result.returncode == 0, result.stderr
-    assert "60 calls to gpt-test" in result.stdout and "at 10 per million" in result.stdout and "1 judgements invalid" in result.stdout
+    assert "60 calls to gpt-test" in result.stdout and "at 10 per million" in result.stdout
+    assert "1 judgements invalid" in result.stdout and "60/60 calls" in result.stderr
     last = json.loads(result.stdout.splitlines()[-1])
     assert last["win_rate"] == pytest.approx(80) and last["n_total"] == 59 and last["n_invalid"] == 1
+
+
+def test_alpacaevals_annotations(serve, tmp_path):
+    command(*arguments(serve(sometimes_nothing), tmp_path, "--save", tmp_path / "annotations.json"))
     rows = json.loads((tmp_path / "annotations.json").read_text())
     assert [row["preference"] for row in rows] == [None if i == 7 else pytest.approx(1.8) for i in range(60)]
-    assert rows[0].keys() >= {"instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator", "raw_completion"}
+    assert rows[0].keys() == {"instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator",
+                              "preference", "raw_completion"}
     assert rows[0]["output_2"] == PAIRS[0][1] and rows[0]["generator_2"] == "ours"
+
+
+def test_the_key_is_nowhere(serve, tmp_path):
+    result = command(*arguments(serve(prefers_longer), tmp_path, "--save", tmp_path / "annotations.json"))
     assert all(KEY not in path.read_text() for path in tmp_path.iterdir()) and KEY not in result.stdout + result.stderr
 
 
 def test_a_judge_that_names_neither_answer_ever_is_an_error(serve, tmp_path):
-    server = serve(lambda *_: completion(text="I"))
-    result = command(*arguments(server, tmp_path))
+    result = command(*arguments(serve(lambda *_: completion(text="I")), tmp_path))
     assert result.returncode == 2 and "named neither answer in any of 60 judgements" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option, value, said", [
+    ("--judge", "", "--judge is empty"), ("--judge", "caf\udce9", "not valid UTF-8"),
+    ("--workers", "0", "above 0"), ("--workers", "1000000000", "at most 256"),
+    ("--price-per-million", "nan", "above 0"),
+    ("--save", "missing/annotations.json", "make it first"), ("--save", "ours.json", "a file that is read"),
+    ("--save", "theirs.json", "a file that is read"), ("--save", "cache.jsonl", "a file that is read"),
+    ("--save", ".", "not a file"), ("--cache", "ours.json", "a file that is read"), ("--cache", ".", "not a file"),
+    ("--base-url", "http://", "not an address"), ("--base-url", "http://host:port", "not an address"),
+    ("--base-url", "localhost:8080", "not an address"),
+])
+def test_options_that_cannot_work_are_refused_before_the_first_call(serve, tmp_path, option, value, said):
+    server = serve(prefers_longer)
+    if option in ("--save", "--cache"):
+        value = tmp_path / value
+    before = list(map(str, arguments(server, tmp_path)))
+    inputs = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert_refused(command(*before, option, value), said)
+    assert server.calls == 0 and inputs == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("url", [
+    "http://", "http://:80", "http://a:b", "http://a:99999", "ftp://a", "", "a:80", "http://a..b", "http://" + "a" * 64,
+    "http://a b", "http://a\nb", "http://[::1", "http://a?b=c",
+])
+def test_an_address_must_be_one(url):
+    with pytest.raises(ValueError, match="NAME = .* is not an address"):
+        web.check_url(url, "NAME")
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(ValueError, match="NAME = 'http://\\*\\*\\*@host'"):
+        web.check_url("http://user:password@host", "NAME")
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-sécret", "sk-secret€", "sk secret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(serve, tmp_path, monkeypatch, key):
+    server = serve(prefers_longer)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    result = command(*arguments(server, tmp_path))
+    assert_refused(result, "OPENAI_API_KEY")
+    assert "cret" not in result.stderr and server.calls == 0
+
+
+@contextmanager
+def files_of_at_most(size):
+    """No file can grow beyond `size` bytes, which ends a write as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_names_the_cache_and_loses_nothing_that_was_written(serve, tmp_path):
+    server = serve(prefers_longer)
+    line = arguments(server, tmp_path, "--workers", 2)
+    with files_of_at_most(8_000):
+        result = command(*line)
+    assert result.returncode == 2
+    assert f"could not write {tmp_path / 'cache.jsonl'}" in result.stderr.splitlines()[-1]
+    calls, lines = server.calls, kept(tmp_path / "cache.jsonl")
+    assert command(*line).returncode == 0 and server.calls == calls + 60 - (lines - 1)  # the last of them is torn
+
+
+def test_a_full_disk_names_the_file_to_save(serve, tmp_path):
+    server, save = serve(prefers_longer), tmp_path / "annotations.json"
+    save.write_text("before")
+    assert command(*arguments(server, tmp_path)).returncode == 0
+    with files_of_at_most(8_000):
+        result = command(*arguments(server, tmp_path, "--save", save))
+    assert result.returncode == 2 and f"could not write {save}" in result.stderr.splitlines()[-1]
+    assert save.read_text() == "before"

@@ -1,0 +1,82 @@
+"""data/command.py: how every command line ends, seen from outside."""
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from data import command
+
+INTERRUPTED_IMPORT = """
+import builtins, os, runpy, signal, sys
+sys.path.insert(0, os.getcwd())
+plain = builtins.__import__
+def slow(name, *rest):
+    if name == "torch" or name == "requests":
+        os.kill(os.getpid(), signal.SIGINT)
+    return plain(name, *rest)
+builtins.__import__ = slow
+sys.argv = [sys.argv[1]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+SCRIPTS = ["train.py", "generate.py", "judge.py", "data/download.py", "tests/paper.py", "tests/bench.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_the_slow_imports_shows_no_traceback(script):
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, script], cwd=ROOT, capture_output=True)
+    assert result.returncode == -signal.SIGINT and result.stderr == b""  # a shell says 130
+
+
+@pytest.mark.parametrize("error, code, said", [
+    (ValueError("line 3 is bad"), 2, "line 3 is bad"), (FileNotFoundError("a.json does not exist"), 2, "a.json"),
+    (KeyboardInterrupt(), 130, "interrupted; go on"), (torch.OutOfMemoryError("CUDA"), 2, "memory ran out; take less"),
+    (MemoryError(), 2, "memory ran out"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "memory ran out"),
+])
+def test_every_end_is_one_sentence_and_an_exit_code(error, code, said, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        command.run(main, interrupted="go on", out_of_memory="take less")
+    assert stop.value.code == code
+    text = capsys.readouterr().err.strip()
+    assert said in text and "\n" not in text
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        command.run(lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")))
+
+
+def test_a_terminal_without_the_letter_shows_something_else(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    command.run(lambda: print("50 ± 2 %"))
+    assert stdout.buffer.getvalue() == b"50 ? 2 %\n"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    script = "from data import command\ncommand.run(lambda: [print('x' * 9999) for _ in range(99)])"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+@pytest.mark.parametrize("kind, argument", [
+    (command.positive(int), "0"), (command.positive(float), "nan"), (command.positive(float), "inf"),
+    (command.path, " "), (command.text, os.fsdecode(b"caf\xe9")),
+])
+def test_arguments_that_make_no_sense_are_refused(kind, argument):
+    with pytest.raises(command.argparse.ArgumentTypeError):
+        kind(argument)

@@ -1,0 +1,214 @@
+"""data/hub.py: folders that are damaged, hostile or of another architecture are refused in one sentence."""
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from data.hub import INDEX, load_tensors, read_config, read_metadata, save_tensors, weight_files
+from model import Config, Llama
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A checkpoint that a test may damage."""
+    return shutil.copytree(ROOT / "tests" / "golden" / "llama2", tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A checkpoint in four files that a test may damage."""
+    return shutil.copytree(ROOT / "tests" / "golden" / "mistral", tmp_path / "model")
+
+
+def edit(path, **changes):
+    config = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def damage(path, **changes):
+    """Replace tensors of a checkpoint, or drop those that are None. Their names are those of the first layer's MLP."""
+    tensors = load_file(path / "model.safetensors")
+    for name, tensor in changes.items():
+        tensors[f"model.layers.0.mlp.{name}.weight"] = tensor
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path / "model.safetensors")
+
+
+LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize("changes, fragment", [
+    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, 'rope_scaling = {"rope_type": "yarn"}'),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_scaling"),
+    ({"rope_parameters": {key: LLAMA31[key] for key in LLAMA31 if key != "factor"}}, "rope_scaling: factor = null"),
+    ({"rope_parameters": LLAMA31 | {"factor": "8"}}, "rope_scaling: factor"),
+    ({"rope_parameters": LLAMA31 | {"low_freq_factor": 0}}, "rope_scaling: low_freq_factor"),
+    ({"rope_parameters": LLAMA31 | {"beta": 1}}, "rope_scaling"),
+    ({"rope_parameters": "default"}, "rope_parameters"),
+    ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta"),
+    ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta"),
+    ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+    ({"model_type": "gpt2"}, 'model_type = "gpt2"'),
+    ({"model_type": []}, "model_type = []"),
+    ({"model_type": "olmo"}, "architectures"),
+    ({"architectures": ["MixtralForCausalLM"]}, "architectures"),
+    ({"use_sliding_window": True}, "use_sliding_window"),
+    ({"sliding_window": True}, "sliding_window"),
+    ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads"),
+    ({"num_attention_heads": 0}, "num_attention_heads"),
+    ({"num_hidden_layers": 1_000_000}, "num_hidden_layers"),
+    ({"head_dim": 7}, "head_dim = 7"),
+    ({"head_dim": None, "hidden_size": 3}, "head_dim = 0"),
+    ({"hidden_size": -32}, "hidden_size"),
+    ({"hidden_size": 32.0}, "hidden_size"),
+    ({"vocab_size": None}, "vocab_size = null"),
+    ({"vocab_size": "128"}, "vocab_size"),
+    ({"vocab_size": [128]}, "vocab_size"),
+    ({"vocab_size": True}, "vocab_size"),
+    ({"vocab_size": 10**30}, "vocab_size"),
+    ({"eos_token_id": [2, 3]}, "eos_token_id"),
+    ({"eos_token_id": 128}, "eos_token_id"),
+    ({"bos_token_id": 128}, "bos_token_id"),
+    ({"bos_token_id": -1}, "bos_token_id"),
+    ({"dtype": "auto"}, "dtype"),
+    ({"dtype": None}, "dtype"),
+])
+def test_config_that_is_not_supported_is_refused_by_file_and_key(copy, changes, fragment):
+    edit(copy, **changes)
+    with pytest.raises(ValueError) as error:
+        read_config(copy / "config.json", Config)
+    assert str(error.value).startswith(f"{copy / 'config.json'}: ") and fragment in str(error.value)
+
+
+def test_the_largest_config_that_is_taken_does_not_overflow(copy):
+    """Its tensors are compared with the files before any memory is taken."""
+    edit(copy, num_hidden_layers=1, num_attention_heads=1000, num_key_value_heads=1000,
+         **dict.fromkeys(("hidden_size", "head_dim", "intermediate_size", "vocab_size"), 2**24))
+    with pytest.raises(ValueError, match="config.json asks for"):
+        Llama.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("text, fragment", [
+    ("<html>Not found</html>", "is not JSON"), ("", "is not JSON"), ("[1, 2]", "not a JSON object"),
+    ('{"vocab_size": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    ('{"dtype": "caf\xe9"}', "is not JSON"),
+    ('{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"), ("{}", "missing vocab_size"),
+])
+def test_a_config_file_that_is_none_is_refused(copy, text, fragment):
+    (copy / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=fragment) as error:
+        read_config(copy / "config.json", Config)
+    assert str(error.value).startswith(str(copy / "config.json"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_absent_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Llama.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("changes, fragment", [
+    ({"up_proj": None}, "missing model.layers.0.mlp.up_proj.weight"),
+    ({"side_proj": torch.zeros(32)}, "unexpected model.layers.0.mlp.side_proj.weight"),
+    ({"up_proj": torch.zeros(80, 32)}, "up_proj.weight is (80, 32), config.json asks for (72, 32)"),
+    ({"up_proj": torch.zeros(72, 32, dtype=torch.int8)}, "up_proj.weight is of type I8"),
+    ({"up_proj": torch.zeros(72, 32, dtype=torch.bool)}, "up_proj.weight is of type BOOL"),
+    ({"up_proj": torch.zeros(72, 32).to(torch.float8_e4m3fn)}, "up_proj.weight is of type F8_E4M3"),
+    ({"up_proj": torch.zeros(72, 32).index_fill_(0, torch.tensor(3), torch.nan)}, "up_proj.weight holds NaN"),
+    ({"up_proj": torch.zeros(72, 32).index_fill_(0, torch.tensor(3), -torch.inf)}, "holds NaN or infinity"),
+])
+def test_a_tensor_that_is_not_as_it_must_be_is_refused_by_name(copy, changes, fragment):
+    damage(copy, **changes)
+    with pytest.raises(ValueError) as error:
+        Llama.from_pretrained(copy)
+    assert str(error.value).startswith(f"{copy / 'model.safetensors'}: ") and fragment in str(error.value)
+
+
+def test_weights_that_overflow_in_the_type_asked_for_are_refused(copy):
+    damage(copy, up_proj=torch.full((72, 32), 1e30))
+    Llama.from_pretrained(copy, torch.bfloat16)
+    with pytest.raises(ValueError, match="up_proj.weight holds NaN or infinity in torch.float16"):
+        Llama.from_pretrained(copy, torch.float16)
+
+
+def test_truncated_file_is_refused(copy):
+    path = copy / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+        Llama.from_pretrained(copy)
+
+
+def test_a_truncated_shard_is_named(sharded):
+    shard = sharded / "model-00002-of-00004.safetensors"
+    os.truncate(shard, shard.stat().st_size - 10)
+    with pytest.raises(ValueError, match="model-00002-of-00004.safetensors is not a whole safetensors file"):
+        Llama.from_pretrained(sharded)
+
+
+def test_a_shard_of_a_wrong_shape_is_named(sharded):
+    edit(sharded, intermediate_size=80)
+    with pytest.raises(ValueError, match=r"model-0000.-of-00004.safetensors: .* config.json asks for"):
+        Llama.from_pretrained(sharded)
+
+
+def test_an_absent_shard_is_named(sharded):
+    (sharded / "model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="names model-00002-of-00004.safetensors, not found beside it"):
+        Llama.from_pretrained(sharded)
+
+
+@pytest.mark.parametrize("index", [
+    "<html>", "[]", "{}", '{"weight_map": null}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}',
+    '{"weight_map": {"a": "../../b.safetensors"}}', "[" * 100_000 + "]" * 100_000,
+])
+def test_an_index_that_is_none_is_refused(sharded, index):
+    (sharded / INDEX).write_text(index)
+    with pytest.raises(ValueError, match=f"{INDEX}: .*fetch it again"):
+        weight_files(sharded)
+
+
+def test_an_index_that_does_not_name_all_files_is_refused(sharded):
+    (sharded / INDEX).write_text('{"weight_map": {"lm_head.weight": "model-00001-of-00004.safetensors"}}')
+    with pytest.raises(ValueError, match="model-00001-of-00004.safetensors: missing lm_head.weight, .* and 14 more"):
+        Llama.from_pretrained(sharded)
+
+
+def test_saved_tensors_come_back_with_their_metadata(tmp_path):
+    path, tensors = tmp_path / "new" / "x.safetensors", {"a": torch.arange(6.0).view(2, 3).T, "b": torch.ones(1)}
+    save_tensors(path, tensors, {"step": "3"}, torch.bfloat16)
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}
+    loaded = load_tensors(path, tensors, torch.float32, "cpu")
+    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert read_metadata(path) == {"step": "3"}
+    assert path.stat().st_mode & 0o777 == 0o644 and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_without_metadata_has_none(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert read_metadata(tmp_path / "x.safetensors") == {}
+
+
+def test_metadata_of_a_damaged_file_is_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="x.safetensors is not a whole safetensors file"):
+        read_metadata(tmp_path / "x.safetensors")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.write_text("old")
+    monkeypatch.setattr("data.hub.save_file", lambda tensors, _, metadata: save_file(tensors, "/dev/full", metadata))
+    with pytest.raises(OSError, match="x.safetensors"):
+        save_tensors(path, {"a": torch.ones(1)}, {})
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
