@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data.command import run
 from data.files import check_fields, hold, parse_json, write_jsonl
 from data.format import check_dialogue
-from data.web import MOST_BYTES, bearer, check_url, connect, secret, within
+from data.web import BUSY, LONGEST_WAIT, MOST_BYTES, bearer, check_url, connect, retry_after, secret, within
 
 HUB = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
 INDEX = "model.safetensors.index.json"
-ATTEMPTS, BACKOFF, LONGEST_WAIT = 4, 1.0, 120  # tries; seconds before the second, then doubling; most if a server asks
+ATTEMPTS, BACKOFF = 4, 1.0  # tries, and seconds before the second (then doubling)
 STALL, LEAST = 60, 10_000  # an answer has stalled when so many seconds bring fewer bytes
 
 
@@ -253,16 +253,16 @@ def receive(session: requests.Session, url: str, file, size: int, **options):
         options |= {"stream": True, "timeout": (10, STALL), "headers": {"Range": f"bytes={start}-"} if start else {}}
         try:
             with within(STALL, partial(session.get, url, auth=auth, **options)) as response:
-                status, asked = response.status_code, response.headers.get("Retry-After", "")
+                status = response.status_code
                 if status in (200, 416):  # the range was ignored, or lies outside the file
                     file.seek(file.truncate(0))
                 if status in (200, 206):
                     return store(response, file, size)
-                if status < 500 and status not in (408, 416, 429):
+                if status < 500 and status not in BUSY | {416}:
                     raise OSError(f"{url} answered {status}; check the name, and if access to it must be asked for, "
                                   "do so on its page and set HF_TOKEN to a token of yours")
                 problem = f"answered {status}"
-                pause = max(pause, min(float(asked), LONGEST_WAIT)) if asked.isdecimal() else pause
+                pause = max(pause, min(retry_after(response.headers.get("Retry-After", "")), LONGEST_WAIT))
         except (requests.RequestException, HTTPError, TimeoutError) as error:
             problem = f"failed ({error if type(error) is TimeoutError else type(error).__name__})"
         failures = 0 if file.tell() > start + LEAST else failures + 1
