@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from data import machine
+from data.answers import pair, read_outputs
 from data.download import model_folder
-from data.files import Journal, check_fields, digest, read_json, read_jsonl, write_json
+from data.files import Journal, check_fields, digest, read_jsonl, write_json
 from data.format import IGNORE, Tokenizer, encode
 from data.web import ask_all, check_url, secret
 from data.world import World, grade
@@ -228,31 +229,6 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, st
         own, others = scores.view(-1, 1 + n_others).split([1, n_others], dim=1)  # (N, 1), (N, n_others)
         result[name] = round(100 * (own > others).float().mean().item(), 2)
     return result
-
-
-def read_outputs(path: Path) -> list[dict]:
-    """The rows of a file in AlpacaEval's output format. Raises FileNotFoundError, or ValueError naming the row."""
-    rows = read_json(path, f"generate.py --input ... --output {path} writes it")
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: expected a list of answers, at least one")
-    for i, row in enumerate(rows, 1):
-        try:
-            (row["instruction"] + row["output"]).encode()  # fails for other types, and for half a surrogate pair
-        except (KeyError, TypeError, AttributeError, UnicodeError):
-            raise ValueError(f'{path}: answer {i} is not {{"instruction": "...", "output": "..."}}') from None
-    return rows
-
-
-def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
-    """(instruction, output, reference output) for two files that answer the same instructions in the same order."""
-    rows, others = read_outputs(outputs), read_outputs(reference)
-    for i, (a, b) in enumerate(zip(rows, others), 1):
-        if a["instruction"] != b["instruction"]:
-            raise ValueError(f"{outputs} and {reference} answer different instructions: number {i} is "
-                             f"{a['instruction'][:200]!r} in one, {b['instruction'][:200]!r} in the other")
-    if len(rows) != len(others):
-        raise ValueError(f"{outputs} has {len(rows)} answers, {reference} has {len(others)}; finish the shorter one")
-    return [(a["instruction"], a["output"], b["output"]) for a, b in zip(rows, others)]
 
 
 def parse_arguments():

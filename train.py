@@ -215,6 +215,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return dh * dloss, dw.mul_(dloss), None  # in place: backward runs once
 
 
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 2048, 16384
 # The command line. Options that change how fast a run goes or where it goes, not its result:
 NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile", "gradient_checkpointing"}
 
@@ -268,7 +269,7 @@ def settle_defaults(args, config: Config):
     if args.max_length > config.context:
         say(f"--max-length {args.max_length} becomes {config.context}, the model's context")
     args.max_length = min(args.max_length, config.context)
-    args.token_budget = args.token_budget or (16384 if cuda else 2048)
+    args.token_budget = args.token_budget or (GPU_TOKEN_BUDGET if cuda else CPU_TOKEN_BUDGET)
     args.compile = cuda if args.compile is None else args.compile
     if args.compile and not cuda and not machine.has_compiler():
         raise ValueError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ is on the path; "

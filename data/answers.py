@@ -56,11 +56,25 @@ def is_finished(path: Path, settings: dict) -> bool:
 
 
 def read_outputs(path: Path) -> list[dict]:
-    """The rows of a file of answers. Raises FileNotFoundError, or ValueError naming the row."""
+    """The rows of a file in AlpacaEval's output format. Raises FileNotFoundError, or ValueError naming the row."""
     rows = read_json(path, f"generate.py --input ... --output {path} writes it")
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: expected a list of answers, at least one")
     for i, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
-            raise ValueError(f'{path}: answer {i} is not {{"instruction": "...", "output": "..."}}')
+        try:
+            (row["instruction"] + row["output"]).encode()  # fails for other types, and for half a surrogate pair
+        except (KeyError, TypeError, AttributeError, UnicodeError):
+            raise ValueError(f'{path}: answer {i} is not {{"instruction": "...", "output": "..."}}') from None
     return rows
+
+
+def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
+    """(instruction, output, reference output) for two files that answer the same instructions in the same order."""
+    rows, others = read_outputs(outputs), read_outputs(reference)
+    for i, (a, b) in enumerate(zip(rows, others), 1):
+        if a["instruction"] != b["instruction"]:
+            raise ValueError(f"{outputs} and {reference} answer different instructions: number {i} is "
+                             f"{a['instruction'][:200]!r} in one, {b['instruction'][:200]!r} in the other")
+    if len(rows) != len(others):
+        raise ValueError(f"{outputs} has {len(rows)} answers, {reference} has {len(others)}; finish the shorter one")
+    return [(a["instruction"], a["output"], b["output"]) for a, b in zip(rows, others)]

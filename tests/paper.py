@@ -21,11 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data import command  # first: Ctrl-C is quiet from here on
+from data.answers import pair, read_outputs
 from data.download import model_folder
 from data.files import check_fields, clock, digest, fingerprint, hold, read_jsonl, write_json
+from data.hub import weight_files
 from data.world import FAMILIES, World, grade
-from judge import length_controlled_win_rate, pair, read_outputs, win_rate, world_judge
-from model import weight_files
+from judge import length_controlled_win_rate, win_rate, world_judge
 from train import METHODS
 
 SEEDS = (1, 2, 3)
