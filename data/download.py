@@ -19,11 +19,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data.command import run  # first: Ctrl-C is quiet from here on
+
 import requests
 from urllib3.exceptions import HTTPError
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.command import run
 from data.files import check_fields, hold, parse_json, write_jsonl
 from data.format import check_dialogue
 from data.web import BUSY, LONGEST_WAIT, MOST_BYTES, bearer, check_url, connect, retry_after, secret, within

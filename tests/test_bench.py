@@ -87,7 +87,7 @@ def test_training_counts_no_token_beyond_the_context(tmp_path, capsys, tokenizer
     (["--rounds", "0"], "--rounds: must be above 0"), (["--examples", "0"], "--examples: must be above 0"),
     (["--tokens", "-1"], "--tokens: must be above 0"), (["--token-budget", "0"], "--token-budget: must be above 0"),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"), (["--device", "abacus"], "invalid device value"),
-    (["--memory", "nowhere"], "nowhere does not exist"), (["--model", "nowhere"], "config.json does not exist"),
+    (["--memory", "nowhere"], "nowhere does not exist"), (["--model", "nowhere"], "there is no folder nowhere"),
 ])
 def test_bad_options_are_refused(options, reason):
     assert_refused(command("tests/bench.py", *options), reason)
