@@ -13,7 +13,6 @@ import math
 import os
 import random
 import sys
-from pathlib import Path
 
 from data import command  # first: Ctrl-C is quiet from here on
 

@@ -5,7 +5,6 @@
 
 HF_TOKEN opens gated repositories and is sent to the hub alone. HF_ENDPOINT names another hub.
 """
-import argparse
 import ast
 import difflib
 import hashlib
@@ -20,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.command import run  # first: Ctrl-C is quiet from here on
+from data import command  # first: Ctrl-C is quiet from here on
 
 import requests
 from urllib3.exceptions import HTTPError
@@ -290,7 +289,7 @@ def store(response: requests.Response, file, size: int):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("model", nargs="?", metavar="ORG/NAME", help="a model on the hub")
     what.add_argument("--data", type=Path, help="the folder to bring the paper's datasets into")
@@ -299,4 +298,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main, interrupted="the same command goes on from there")
+    command.run(main, interrupted="the same command goes on from there")

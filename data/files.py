@@ -190,7 +190,8 @@ class Journal:
 
 def clock(seconds: float) -> str:
     """A length of time as minutes:seconds."""
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 def shorten(items: list, most: int = 3) -> str:

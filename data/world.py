@@ -10,14 +10,13 @@ somebody answers. No document shows the chat format. A third of all subjects is 
 finetuning set and asked for in `val` and `eval` alone, so a model that answers there knows it from
 pretraining. Change a word here and the bundled base no longer knows its world: `make pretrain`.
 """
-import argparse
 import random
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.command import run
+from data import command
 from data.files import read_json, write_jsonl
 
 ANIMALS = """otter fox heron bear wolf owl hare deer crab swan lynx goat seal frog crow moth boar toad badger beaver
@@ -397,14 +396,14 @@ def print_grades(path: Path, world: World):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write (default: data/world)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other facts (default: 0)")
+    parser = command.parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes other facts")
     parser.add_argument("--share-answered", type=float, default=0.2, metavar="X",
-                        help="share of the question pages on which somebody answers (default: 0.2)")
+                        help="share of the question pages on which somebody answers")
     parser.add_argument("--share-chat-marked", type=float, default=0.03, metavar="X",
-                        help="share of the question pages that write labels as <|label|> (default: 0.03)")
-    parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too (default: 0)")
+                        help="share of the question pages that write labels as <|label|>")
+    parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too")
     parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers to val or eval, and write nothing")
     args = parser.parse_args()
     if args.corpus < 0:
@@ -422,4 +421,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -10,7 +10,6 @@ Every piece of work runs in a process of its own, so that its peak memory is its
 a shared machine's slow minutes fall on all alike; figures are medians over the rounds. Where transformers can
 be imported, it does the same work in turn.
 """
-import argparse
 import importlib.util
 import json
 import multiprocessing
@@ -25,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.command import positive, run  # first: Ctrl-C is quiet from here on
+from data import command  # first: Ctrl-C is quiet from here on
 
 import torch
 
@@ -303,17 +302,17 @@ def alone(work, args) -> dict:
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="data/tiny", help="folder, or ORG/NAME on the hub (default: data/tiny)")
+    parser = command.parser(__doc__)
+    parser.add_argument("--model", default="data/tiny", help="folder, or ORG/NAME on the hub")
     parser.add_argument("--data", type=Path, help='lines of {"messages": [...]} to train on (default: the world\'s)')
-    parser.add_argument("--examples", type=positive(int), default=32, help="how many of them (default: 32)")
-    parser.add_argument("--token-budget", type=positive(int), metavar="N",
+    parser.add_argument("--examples", type=command.positive(int), default=32, help="how many of them")
+    parser.add_argument("--token-budget", type=command.positive(int), metavar="N",
                         help="tokens in a micro-batch of one device (default: train.py's; for --memory a GPU's)")
     parser.add_argument("--device", type=device_name, default=default_device(), help="default: the fastest there is")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
                         help="to decode in (default: bfloat16 on cuda, else float32)")
-    parser.add_argument("--tokens", type=positive(int), default=128, help="to decode (default: 128)")
-    parser.add_argument("--rounds", type=positive(int), default=1, help="how often to repeat it all (default: 1)")
+    parser.add_argument("--tokens", type=command.positive(int), default=128, help="to decode")
+    parser.add_argument("--rounds", type=command.positive(int), default=1, help="how often to repeat it all")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--growth", action="store_true", help="time random models over length, batch and size instead")
     what.add_argument("--profile", action="store_true", help="show where the time goes instead")
@@ -409,4 +408,4 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(main, out_of_memory="--examples or --token-budget makes the work smaller")
+    command.run(main, out_of_memory="--examples or --token-budget makes the work smaller")

@@ -8,7 +8,6 @@ They run side by side with one thread each; two threads hardly help a model this
 in a folder named by a hash of the base model and the data, so the same command goes on where it was stopped,
 and the runs of another base or other data never mix with them.
 """
-import argparse
 import os
 import statistics
 import subprocess
@@ -290,14 +289,14 @@ def bundled(rows: list[dict]) -> dict | None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("what", choices=["table", "sweep"])
     parser.add_argument("--model", default="data/tiny",
-                        help="the base model; for the sweep, the folder of its config.json (default: data/tiny)")
+                        help="the base model; for the sweep, the folder of its config.json")
     parser.add_argument("--data", type=Path, default=Path("data/world"),
-                        help="the table's training and eval sets (default: data/world)")
+                        help="the table's training and eval sets")
     parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
-                        help="commands side by side (default: one for each processor, at most 8)")
+                        help="commands side by side")
     args = parser.parse_args()
     result = Path("out") / f"{args.what}.json"
     model = model_folder(args.model)

@@ -106,4 +106,4 @@ def test_fingerprints_are_of_the_content(tmp_path):
 
 
 def test_clock():
-    assert [clock(seconds) for seconds in (0, 61.4, 3600)] == ["0:00", "1:01", "60:00"]
+    assert [clock(seconds) for seconds in (0, 61.4, 119.6, 3600)] == ["0:00", "1:01", "2:00", "60:00"]

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer as BPE
 
 from conftest import TINY
 from data.files import read_jsonl
-from data.format import (IGNORE, PROMPT, Tokenizer, chat_template, check_dialogue, encode, encode_document, encode_prompt,
-                         train_tokenizer)
+from data.format import (IGNORE, PROMPT, Tokenizer, chat_template, check_dialogue, encode, encode_document,
+                         encode_prompt, train_tokenizer)
 
 
 def dialogue(*texts):
@@ -120,14 +120,16 @@ def render(template, messages, bos, eos, add_generation_prompt=False):
     text = bos
     for i, message in enumerate(messages):
         user = message["role"] == "user"
-        text += ("\n" if user and i else "") + (before if user else after) + message["content"].strip() + ("" if user else eos)
+        text += ("\n" if user and i else "") + (before if user else after) + message["content"].strip()
+        text += "" if user else eos
     return text + (after if add_generation_prompt else "")
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "<|A|>\n{instruction}\n<|B|>\n"])
 def test_the_chat_template_is_the_format_that_is_trained(tokenizer, prompt):
     """Other tools render it and tokenise the whole, with the special tokens in it and none added."""
-    bpe, messages = BPE.from_file(str(TINY / "tokenizer.json")), dialogue(" One?", "First {{ answer }}.", "Two?\n", "Second.")
+    bpe = BPE.from_file(str(TINY / "tokenizer.json"))
+    messages = dialogue(" One?", "First {{ answer }}.", "Two?\n", "Second.")
     whole = render(chat_template(prompt), messages, "<s>", "</s>")
     assert bpe.encode(whole, add_special_tokens=False).ids == encode(tokenizer, messages, 2048, prompt=prompt)[0]
     asked = render(chat_template(prompt), messages[:1], "<s>", "</s>", add_generation_prompt=True)

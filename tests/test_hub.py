@@ -5,10 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as BPE
+from tokenizers import processors
 
-from data.hub import INDEX, load_tensors, read_config, read_metadata, save_tensors, weight_files
+from data.format import chat_template
+from data.hub import (INDEX, load_tensors, read_config, read_metadata, save_tensors, weight_files,
+                      write_companions)
 from model import Config, Llama
 
 
@@ -212,3 +216,60 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="x.safetensors"):
         save_tensors(path, {"a": torch.ones(1)}, {})
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+RECORD = {"method": "response", "model": "data/tiny", "epochs": 5, "loss": 0.5}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A base model's folder with a tokenizer, and a chat template that our format must replace."""
+    folder = shutil.copytree(TINY, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "chat_template": "<|im_start|>", "bos_token": "<other>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text("<|im_start|>")
+    return folder
+
+
+def companions(folder, base, record=RECORD):
+    write_companions(folder, base, record)
+    return json.loads((folder / "tokenizer_config.json").read_text())
+
+
+def test_a_tuned_model_has_the_template_that_it_was_trained_with_wherever_tools_look(base, tmp_path):
+    settings = companions(tmp_path / "out", base)
+    assert settings == {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>",
+                        "add_bos_token": False, "chat_template": chat_template()}
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_template()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 0, "eos_token_id": 1}
+
+
+def test_a_pretrained_model_has_no_template(base, tmp_path):
+    settings = companions(tmp_path / "out", base, RECORD | {"method": "pretrain"})
+    assert "chat_template" not in settings and not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
+def test_a_model_without_bos_says_so(base, tmp_path):
+    edit(base, bos_token_id=None)
+    assert companions(tmp_path / "out", base)["bos_token"] is None
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 1}
+
+
+def test_a_tokenizer_that_puts_bos_itself_keeps_doing_so(base, tmp_path):
+    bpe = BPE.from_file(str(base / "tokenizer.json"))
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    bpe.save(str(base / "tokenizer.json"))
+    assert companions(tmp_path / "out", base)["add_bos_token"] is True
+
+
+@pytest.mark.parametrize("card, license", [("---\nlicense: apache-2.0\n---\n", "apache-2.0"), ("# no head", "other")])
+def test_the_model_card_names_base_license_and_training(base, tmp_path, card, license):
+    (base / "README.md").write_text(card)
+    write_companions(tmp_path / "out", base, RECORD)
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    head = lines[1 : lines.index("---", 1)]
+    assert lines[0] == "---" and {'base_model: "data/tiny"', 'library_name: "transformers"', f'license: "{license}"',
+                                  'pipeline_tag: "text-generation"', 'tags: ["nanofollow", "response"]'} <= set(head)
+    assert "| epochs | 5 |" in lines and any("pipeline(" in line for line in lines)

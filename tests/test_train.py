@@ -20,8 +20,8 @@ from data.files import fingerprint
 from data.format import IGNORE, encode
 from data.world import World
 from model import Llama
-from train import (METHODS, LinearCrossEntropy, accumulate_gradient, learning_rate, load_examples, micro_batches,
-                   n_scored, train)
+from train import (METHODS, LinearCrossEntropy, accumulate_gradient, adamw, learning_rate, load_examples,
+                   micro_batches, n_scored, train)
 
 FAST = ("--epochs", 3, "--batch-size", 16, "--device", "cpu")
 
@@ -279,6 +279,38 @@ def test_pretraining_is_the_same_loop_from_random_weights(tmp_path):
     assert abs(losses[0] - math.log(1536)) < 0.2  # random weights know nothing: ln V
     assert losses[-1] < losses[0]
     assert command("generate.py", "--model", tmp_path / "out", "--prompt", "Hi", "--max-new-tokens", 3).returncode == 0
+
+
+def test_a_cluster_that_sets_rank_is_not_taken_for_torchrun(data, tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    assert run(data, tmp_path / "out", "--epochs", 1).returncode == 0
+
+
+def test_lengths_that_the_context_cuts_are_said(data, tmp_path):
+    assert "--max-length 2048 becomes 256" in run(data, tmp_path / "out", "--epochs", 1).stdout
+
+
+def test_an_experiment_trains_in_its_own_process(small_model, examples):
+    """A callback after each epoch, no files, no printing; a second half goes on as if there had been no break."""
+    weights = {name: weight.clone() for name, weight in small_model.state_dict().items()}
+
+    def trained(**options):
+        return train(small_model, examples[:20], epochs=2, lr=1e-3, batch_size=8, report=lambda line: None, **options)
+
+    small_model.load_state_dict(weights)
+    ends, optimizer = [], adamw(small_model)
+    loss = trained(after_epoch=ends.append)
+    assert ends == [3, 6]
+    small_model.load_state_dict(weights)
+
+    def stop(steps_done):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(after_epoch=stop, optimizer=optimizer)
+    assert trained(first_step=3, optimizer=optimizer) == loss
+    small_model.load_state_dict(weights)
 
 
 def test_bad_input_is_refused_in_one_sentence(data, tmp_path):

@@ -16,15 +16,15 @@ COMMON = dict(vocab_size=128, num_hidden_layers=2, max_position_embeddings=64, b
               initializer_range=0.2)
 CONFIGS = {
     "llama2": LlamaConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, rms_norm_eps=1e-5, **COMMON),
-    "smollm2": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-6,
-                           rope_theta=100000.0, tie_word_embeddings=True, **COMMON),
+    "smollm2": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2,
+                           rms_norm_eps=1e-6, rope_theta=100000.0, tie_word_embeddings=True, **COMMON),
     # a scaled rope whose context of 16 makes all three kinds of frequency occur, fp16 on disk
-    "llama31": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=3, num_key_value_heads=1, rms_norm_eps=1e-5,
-                           rope_theta=1000.0, dtype=torch.float16, rope_scaling={
+    "llama31": LlamaConfig(hidden_size=48, intermediate_size=96, num_attention_heads=3, num_key_value_heads=1,
+                           rms_norm_eps=1e-5, rope_theta=1000.0, dtype=torch.float16, rope_scaling={
                                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                "original_max_position_embeddings": 16}, **COMMON),
-    "mistral": MistralConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-                             sliding_window=48, **COMMON),
+    "mistral": MistralConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, num_key_value_heads=2,
+                             head_dim=16, sliding_window=48, **COMMON),
     "olmo": OlmoConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, clip_qkv=1.5, pad_token_id=0,
                        **COMMON | {"bos_token_id": None}),
 }
@@ -43,6 +43,8 @@ for name, config in CONFIGS.items():
     ids = torch.randint(3, config.vocab_size, (3, 40))
     with torch.no_grad():
         logits = model(ids).logits
-        greedy = model.generate(ids[:, :8], max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 8:]
+        options = dict(max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+        greedy = model.generate(ids[:, :8], **options)[:, 8:]
     save_file({"ids": ids, "logits": logits, "greedy": greedy.contiguous()}, folder / "golden.safetensors")
-    print(name, sum(p.numel() for p in model.parameters()), float(logits.std()), json.loads((folder / "config.json").read_text()))
+    print(name, sum(p.numel() for p in model.parameters()), float(logits.std()))
+    print(json.loads((folder / "config.json").read_text()))
