@@ -44,10 +44,10 @@ class Adapter:
                 print(f"rule 2: no single token for {', '.join(map(repr, absent))} in this vocabulary", file=sys.stderr)
 
     def scores(self, seen, n: int):
-        """r(w, x): the summed rule scores, before the softmax.
+        """r(w, x): the summed rule scores, before the softmax (section 6.1, Table 8).
 
-        seen: (B, V) bool, tokens already in each response; n: how many tokens the responses have.
-        Returns (B, V) float.
+        seen: (B, V) bool, tokens already in each response, n: how many tokens the responses have. Every token has its
+        token_shift; the tokens in `seen` lose repeat_penalty; EOS gains eos_slope * n. Returns (B, V) float.
         """
         r = torch.where(seen, self.token_shift - self.repeat_penalty, self.token_shift)  # rules 2 and 3, (B, V)
         r[:, self.eos_id] += self.eos_slope * n  # rule 1

@@ -215,7 +215,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.output and (not args.input or len(args.model) > 1):
         parser.error("--output goes with --input and one --model")
-    if args.output and (args.output.is_dir() or args.output.resolve() == args.input.resolve()):
+    taken = args.output and args.output.exists() and not args.output.is_file()
+    if taken or args.output and args.output.resolve() == args.input.resolve():
         parser.error(f"--output {args.output} must be a file of its own")
     if not (args.temperature == 0 or 0.01 <= args.temperature <= 100) or not 0 < args.top_p <= 1:
         parser.error("--temperature is 0 or from 0.01 to 100, --top-p above 0 and at most 1")

@@ -9,6 +9,7 @@ from conftest import ROOT, TINY, assert_refused, command, on_two_ranks
 from safetensors.torch import load_file
 
 import generate as module
+from data import machine
 from data.format import encode_prompt
 from generate import CACHE_BLOCK, choose, generate, generate_slowly, stream
 from model import Llama
@@ -151,6 +152,8 @@ def test_bad_input_is_refused_in_one_sentence(questions, tmp_path):
     assert_refused(result, "--output goes with --input")
     result = command("generate.py", "--model", TINY, "--input", questions, "--output", questions)
     assert_refused(result, questions, "a file of its own")
+    result = command("generate.py", "--model", TINY, "--input", questions, "--output", "/dev/null")
+    assert_refused(result, "/dev/null", "a file of its own")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--device", "abacus"), "abacus")
 
 
@@ -208,6 +211,15 @@ def test_memory_that_runs_out_is_said_with_what_takes_less(questions, tmp_path, 
     monkeypatch.setattr("model.Llama.new_cache", fail)
     result = command("generate.py", "--model", TINY, "--input", questions, "--output", tmp_path / "a.json")
     assert_refused(result, "memory ran out", "--batch-size")
+
+
+def test_bf16_that_a_processor_does_not_multiply_is_said_and_done_without(questions, monkeypatch):
+    monkeypatch.setattr(machine, "fast_bf16", lambda device: False)
+    asking = ("generate.py", "--model", TINY, "--input", questions, "--max-new-tokens", 4, "--device", "cpu")
+    result = command(*asking, "--dtype", "bfloat16")
+    assert result.returncode == 0 and result.stderr.count("does not multiply bf16") == 1
+    assert result.stdout == command(*asking, "--dtype", "float32").stdout
+    assert "bf16" not in command(*asking, "--dtype", "bfloat16", "--batch-size", 4).stderr
 
 
 def test_help_names_every_default():
