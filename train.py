@@ -83,8 +83,7 @@ def summed_loss(model: Llama, ids, labels):
 
 
 def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
-    """Add the gradient of one step's mean loss per scored token to every parameter's .grad. Returns that loss, a
-    scalar.
+    """Add to every .grad the gradient of one step's mean loss per scored token. Returns that loss, a scalar tensor.
 
     examples: (ids, labels) pairs, the whole step's. They are cut into micro-batches of at most token_budget tokens;
     the loss of each is summed and divided by the count of scored tokens in the *whole* step, over all ranks. So
