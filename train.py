@@ -289,7 +289,7 @@ def settings_of(args) -> dict:
 
 
 def new_model(args, config: Config, folder: Path):
-    """What pretraining starts from: a tokenizer trained on the corpus, written to `folder`, and random weights."""
+    """The start of pretraining: a tokenizer trained on the corpus, written to `folder`, and random weights."""
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
         raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, "
                          "as the tokenizer trained here has them")

@@ -1,4 +1,4 @@
-"""What every command line here does alike: bad input ends in one sentence and exit code 2, Ctrl-C in 130.
+"""The manners of every command line here: bad input ends in one sentence and exit code 2, Ctrl-C in 130.
 
 Import this before torch: a Ctrl-C during the slow imports then ends the program without a traceback too.
 """

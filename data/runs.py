@@ -48,7 +48,7 @@ def claimed(out: Path, model: Path):
 
 
 def state(out: Path, settings: dict, resume: bool, overwrite: bool) -> str:
-    """What --out holds for a run with these settings: "nothing", "half" (go on from the checkpoint) or "all".
+    """How much of a run with these settings --out holds: "nothing", "half" (go on from the checkpoint) or "all".
 
     Raises ValueError where it holds a run that is not to be continued, or one with other settings.
     """
@@ -157,7 +157,7 @@ def from_main(work):
 
 
 def from_all(value) -> list:
-    """What every rank hands in."""
+    """The values of all ranks, in their order, on every rank."""
     values = [value] * n_ranks()
     if dist.is_initialized():
         dist.all_gather_object(values, value)

@@ -60,7 +60,7 @@ def secret(name: str) -> str | None:
 
 
 def bearer(key: str | None):
-    """What requests calls `auth`: unlike a header of our own, it is not replaced by an entry of ~/.netrc, and it is
+    """The `auth` of a request. Unlike a header of our own, it is not replaced by an entry of ~/.netrc, and it is
     dropped where a redirect leads to another host."""
     def sign(request):
         if key:

@@ -1,4 +1,4 @@
-"""What several tests share: the bundled model, a small data folder, and running a command line as a user does."""
+"""Shared by several tests: the bundled model, a small data folder, and running a command line as a user does."""
 import contextlib
 import io
 import json

@@ -48,7 +48,7 @@ def test_scored_tokens_are_the_response_and_its_eos(tokenizer, instruction, resp
 
 @pytest.mark.parametrize("instruction, response", TEXTS)
 def test_a_prompt_is_the_beginning_of_its_example(tokenizer, instruction, response):
-    """What a model is asked with at decoding time is what it saw in training."""
+    """A model is asked in decoding with the tokens that it saw in training."""
     ids, labels = encode(tokenizer, dialogue(instruction, response), 2048)
     prompt = encode_prompt(tokenizer, instruction)
     assert ids[: len(prompt)] == prompt and set(labels[: len(prompt)]) == {IGNORE} and labels[len(prompt)] != IGNORE
@@ -115,7 +115,7 @@ def test_the_prompt_is_a_parameter(tokenizer):
 
 
 def render(template, messages, bos, eos, add_generation_prompt=False):
-    """What Jinja makes of our template: its literal pieces, in the order of the messages."""
+    """The text that Jinja makes of our template: its literal pieces, in the order of the messages."""
     before, after = (json.loads(text) for text in re.findall(r"\{\{ (\".*?\") \}\}", template)[:2])
     text = bos
     for i, message in enumerate(messages):
