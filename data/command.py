@@ -59,7 +59,8 @@ def run(main, interrupted: str = "", out_of_memory: str = ""):
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is a GPU's, a CPU allocator's or Python's way to say so."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or "DefaultCPUAllocator" in str(error)
+    said = any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory"))  # a CPU's, Apple's
+    return said or bool(kinds & {"OutOfMemoryError", "MemoryError"})
 
 
 def positive(kind):

@@ -207,19 +207,20 @@ def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMP
     They are the tokenizer (that of `base`), generation_config.json, a model card and, unless record["method"] is
     "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read chat_template.jinja, llama.cpp
     and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
+
+    Nothing is taken over from the base's tokenizer_config.json: with the class that it names, LlamaTokenizer for
+    one, transformers 5 splits by that class's own rules, and a model is asked in other tokens than it was trained on.
     """
     tokenizer, tuned = Tokenizer(base), record["method"] != "pretrain"
     bos, eos = (None if i is None else tokenizer.bpe.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
     adds_bos = tokenizer.bpe.encode("a").ids[:1] == [tokenizer.bos_id]
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if (base / "tokenizer_config.json").exists():
-        settings = read_json(base / "tokenizer_config.json", "fetch it again")
-    settings |= {"bos_token": bos, "eos_token": eos, "add_bos_token": adds_bos, "chat_template": chat_template(prompt)}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+                "bos_token": bos, "eos_token": eos, "add_bos_token": adds_bos}
     write_text(folder / "tokenizer.json", (base / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
     if tuned:
+        settings["chat_template"] = chat_template(prompt)
         write_text(folder / "chat_template.jinja", settings["chat_template"])
-    else:
-        del settings["chat_template"]
     write_json(folder / "tokenizer_config.json", settings)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     write_json(folder / "generation_config.json", {key: i for key, i in ids.items() if i is not None})
@@ -230,10 +231,11 @@ def model_card(folder: Path, base: Path, record: dict) -> str:
     """README.md as hubs show it: the base, how to ask, and run.json as a table."""
     tuned, card = record["method"] != "pretrain", base / "README.md"
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["nanofollow", record["method"]]}
-    licence = re.search(r"^license: *(\S+)$", card.read_text(encoding="utf-8") if card.exists() else "", re.MULTILINE)
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    licence = re.search(r"^license: *(\S+)$", text.split("\n---")[0], re.MULTILINE)  # in the YAML at its head
     head |= {"license": licence[1]} if licence else {"license": "other", "license_name": "that-of-base-model-and-data"}
     if tuned:
-        head["base_model"] = record["model"]
+        head["base_model"] = record["model"].removeprefix("models/")  # where data/download.py puts ORG/NAME
     asked = '[{"role": "user", "content": "Write a poem about rain."}]' if tuned else '"The capital of"'
     rows = [f"| {key} | {value} |" for key, value in record.items()]
     return "\n".join([

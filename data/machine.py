@@ -33,8 +33,8 @@ def fast_bf16(device: str) -> bool:
     """Whether the processor multiplies bf16 matrices faster than fp32 ones."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False  # the second asks what the kernels may use, which can be less than what the processor has
+    if device != "cpu" or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # the last asks what the kernels may use, which can be less than what the processor has
     capabilities = torch.cpu.get_capabilities()
     return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
 

@@ -276,8 +276,8 @@ def figure(rows: list[dict]) -> str:
         for answered in SHARES_ANSWERED:
             rates = [row["win_rate"][column] for row in rows if row["answered"] == answered]
             name = column if answered == SHARES_ANSWERED[0] else ""
-            lines.append((f"{name:17} answered {answered}".ljust(32)
-                          + "".join(f"{'█' * round(rate / 4) or '▏'} {rate:.1f}".ljust(24) for rate in rates)).rstrip())
+            bars = "".join(f"{'█' * round(rate / 4) or '▏'} {rate:.1f}".ljust(24) for rate in rates)
+            lines.append((f"{name:17} answered {answered}".ljust(32) + bars).rstrip())
     return "\n".join(lines)
 
 

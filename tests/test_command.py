@@ -39,6 +39,7 @@ def test_ctrl_c_during_the_slow_imports_shows_no_traceback(script):
     (KeyboardInterrupt(), 130, "interrupted; go on"), (torch.OutOfMemoryError("CUDA"), 2, "memory ran out; take less"),
     (MemoryError(), 2, "memory ran out"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "memory ran out"),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GiB)"), 2, "memory ran out"),
 ])
 def test_every_end_is_one_sentence_and_an_exit_code(error, code, said, capsys):
     def main():

@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, trainers
 from tokenizers import Tokenizer as BPE
 
 from conftest import TINY
@@ -114,26 +115,69 @@ def test_the_prompt_is_a_parameter(tokenizer):
     assert ids[: len(encode_prompt(tokenizer, "One?", prompt))] == encode_prompt(tokenizer, "One?", prompt)
 
 
-def render(template, messages, bos, eos, add_generation_prompt=False):
-    """The text that Jinja makes of our template: its literal pieces, in the order of the messages."""
-    before, after = (json.loads(text) for text in re.findall(r"\{\{ (\".*?\") \}\}", template)[:2])
-    text = bos
+def render(template, messages, add_generation_prompt=False, **tokens):
+    """The little of Jinja that our template uses: expressions, and if, elif, else and for."""
+    values = {
+        "message['content'] | trim": lambda: message["content"].strip(), "'' if loop.first else '\\n'": lambda: "\n" if i else "",
+        "if message['role'] == 'user'": lambda: message["role"] == "user", "else": lambda: True,
+        "elif message['role'] == 'assistant'": lambda: message["role"] == "assistant",
+        "if add_generation_prompt": lambda: add_generation_prompt,
+    } | {name: lambda text=text: text for name, text in tokens.items()}
+
+    def show(template):
+        out, shown, decided = "", True, False  # are we in a branch that is shown; was one of this `if` shown
+        for tag, expression, text in re.findall(r"\{([{%])-? (.*?) [}%]\}([^{]*)", template):
+            assert not text.strip("\n"), "literals stand in expressions"
+            if tag == "{" and shown:
+                out += json.loads(expression) if expression.startswith('"') else values[expression]()
+            elif expression == "endif":
+                shown, decided = True, False
+            elif tag == "%":
+                shown = not decided and values[expression]()
+                decided = decided or shown
+        return out
+
+    before, body, after = re.split(r"\{%-? for message in messages %\}|\{%-? endfor %\}", template)
+    text = show(before)
     for i, message in enumerate(messages):
-        user = message["role"] == "user"
-        text += ("\n" if user and i else "") + (before if user else after) + message["content"].strip()
-        text += "" if user else eos
-    return text + (after if add_generation_prompt else "")
+        text += show(body)
+    return text + show(after)
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, "<|A|>\n{instruction}\n<|B|>\n"])
-def test_the_chat_template_is_the_format_that_is_trained(tokenizer, prompt):
+def sentencepiece(texts):
+    """A tokenizer as Llama-2's: "▁" for spaces and before every text, bytes for unknown characters, BOS of its own."""
+    bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
+    special = [AddedToken(token, normalized=False, special=True) for token in ("<s>", "</s>", "<unk>")]
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=600, show_progress=False, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
+    return bpe
+
+
+@pytest.fixture(scope="module", params=["bytes", "bytes, no BOS", "SentencePiece"])
+def other(request, tmp_path_factory):
+    """Tokenizers of the kinds that models have: byte-level ones with BOS and without, and SentencePiece's."""
+    texts, folder = [" ".join(text) for text in TEXTS] * 5, tmp_path_factory.mktemp("model")
+    bpe = sentencepiece(texts) if request.param == "SentencePiece" else train_tokenizer(texts, 400)
+    bpe.save(str(folder / "tokenizer.json"))
+    bos = None if request.param == "bytes, no BOS" else 0
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 600, "bos_token_id": bos, "eos_token_id": 1}))
+    return Tokenizer(folder)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, '<|"A"|>\n{instruction}\n\\n«🙂»\n'])
+def test_the_chat_template_is_the_format_that_is_trained(other, prompt):
     """Other tools render it and tokenise the whole, with the special tokens in it and none added."""
-    bpe = BPE.from_file(str(TINY / "tokenizer.json"))
-    messages = dialogue(" One?", "First {{ answer }}.", "Two?\n", "Second.")
-    whole = render(chat_template(prompt), messages, "<s>", "</s>")
-    assert bpe.encode(whole, add_special_tokens=False).ids == encode(tokenizer, messages, 2048, prompt=prompt)[0]
-    asked = render(chat_template(prompt), messages[:1], "<s>", "</s>", add_generation_prompt=True)
-    assert bpe.encode(asked, add_special_tokens=False).ids == encode_prompt(tokenizer, "One?", prompt)
+    bpe, bos = BPE.from_file(str(other.path)), "" if other.bos_id is None else "<s>"
+    messages = dialogue(" One?", "First {{ answer }}.", "", "Grüße.\n", "Three?\n", "- a\n- b")
+
+    def tokens(*arguments, **options):
+        text = render(chat_template(prompt), *arguments, **options, bos_token=bos, eos_token="</s>")
+        return bpe.encode(text, add_special_tokens=False).ids
+
+    assert tokens(messages) == encode(other, messages, 2048, prompt=prompt)[0]
+    assert tokens(messages[:1], add_generation_prompt=True) == encode_prompt(other, " One?", prompt)
 
 
 @pytest.mark.parametrize("damage, message", [

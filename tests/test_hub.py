@@ -238,8 +238,9 @@ def companions(folder, base, record=RECORD):
 
 def test_a_tuned_model_has_the_template_that_it_was_trained_with_wherever_tools_look(base, tmp_path):
     settings = companions(tmp_path / "out", base)
-    assert settings == {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>",
-                        "add_bos_token": False, "chat_template": chat_template()}
+    assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+                        "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False,
+                        "chat_template": chat_template()}
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_template()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -247,6 +248,7 @@ def test_a_tuned_model_has_the_template_that_it_was_trained_with_wherever_tools_
 
 
 def test_a_pretrained_model_has_no_template(base, tmp_path):
+    companions(tmp_path / "out", base)  # a tuned one was there before
     settings = companions(tmp_path / "out", base, RECORD | {"method": "pretrain"})
     assert "chat_template" not in settings and not (tmp_path / "out" / "chat_template.jinja").exists()
 
@@ -264,9 +266,17 @@ def test_a_tokenizer_that_puts_bos_itself_keeps_doing_so(base, tmp_path):
     assert companions(tmp_path / "out", base)["add_bos_token"] is True
 
 
-@pytest.mark.parametrize("card, license", [("---\nlicense: apache-2.0\n---\n", "apache-2.0"), ("# no head", "other")])
+def test_a_model_fetched_from_the_hub_has_its_name_there(base, tmp_path):
+    write_companions(tmp_path / "out", base, RECORD | {"model": "models/ORG/NAME"})
+    assert '\nbase_model: "ORG/NAME"\n' in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("card, license", [
+    ("---\nlicense: apache-2.0\n---\n", "apache-2.0"), ("# no head", "other"), ("---\na: b\n---\nlicense: mit\n", "other"),
+    ("caf\udce9", "other"),
+])
 def test_the_model_card_names_base_license_and_training(base, tmp_path, card, license):
-    (base / "README.md").write_text(card)
+    (base / "README.md").write_bytes(card.encode(errors="surrogateescape"))
     write_companions(tmp_path / "out", base, RECORD)
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     head = lines[1 : lines.index("---", 1)]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data.hub import ARCHITECTURES, INDEX
-from data.machine import reorder_weights_for_cpu
+from data.machine import fast_bf16, reorder_weights_for_cpu
 from model import Config, Llama
 
 GOLDEN = sorted(path.name for path in (ROOT / "tests" / "golden").iterdir() if path.is_dir())
@@ -144,3 +144,12 @@ def test_where_the_processor_refuses_plain_weights_stay(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
     assert torch.equal(reorder_weights_for_cpu(model)(IDS), expected)
     assert model.lm_head.weight is not None and model.model.layers[0].mlp.up_proj.weight is not None
+
+
+def test_a_build_without_onednn_is_not_asked_for_its_bf16(monkeypatch):
+    """As on Apple silicon, where the operator that knows does not exist."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    assert fast_bf16("cpu") is False
+    model = wide(True, torch.float32)
+    assert "logits" not in vars(reorder_weights_for_cpu(model))
