@@ -240,9 +240,10 @@ def main():
     dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     instructions = [args.prompt]
     if args.input:
-        instructions = [row["instruction"] for row in read_jsonl(args.input, check_fields("instruction"))]
-        if args.limit and args.limit < len(instructions):
-            instructions = [instructions[i * len(instructions) // args.limit] for i in range(args.limit)]
+        rows = read_jsonl(args.input, check_fields("instruction"))
+        limit = min(args.limit or len(rows), len(rows))
+        lines = [i * len(rows) // limit for i in range(limit)]
+        instructions = [rows[line]["instruction"] for line in lines]
     batch = min(args.batch_size, len(instructions))
     if dtype == torch.bfloat16 and args.device == "cpu" and batch > 4 and not machine.fast_bf16("cpu"):
         print("this processor does not multiply bf16, so decoding is done in float32, which is faster for a batch "
@@ -257,10 +258,10 @@ def main():
             continue
         model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
         machine.reorder_weights_for_cpu(model)
-        for instruction in instructions if args.input else ():  # all, before the first is answered
+        for line, instruction in zip(lines, instructions) if args.input else ():  # all, before the first is answered
             if len(encode_prompt(tokenizer, instruction)) >= model.config.context:
-                raise ValueError(f"{args.input}: {instruction[:40]!r}... fills the context of {model.config.context} "
-                                 "tokens and leaves no room to answer; shorten it")
+                raise ValueError(f"{args.input} line {line + 1}: the instruction fills the context of "
+                                 f"{model.config.context} tokens and leaves no room to answer; shorten it")
         if args.rules:
             options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device)
 

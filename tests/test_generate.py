@@ -121,7 +121,7 @@ def test_an_instruction_that_is_too_long_is_named_before_the_first_is_answered(q
         file.write(json.dumps({"instruction": "again " * 400}) + "\n")
     result = command("generate.py", "--model", TINY, "--input", questions, "--output", tmp_path / "a.json",
                      "--batch-size", 1)
-    assert_refused(result, questions, "again again", "no room to answer", "256")
+    assert_refused(result, f"{questions} line 6", "no room to answer", "256")
     assert not list(tmp_path.glob("a.json*"))
 
 
