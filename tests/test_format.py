@@ -118,7 +118,8 @@ def test_the_prompt_is_a_parameter(tokenizer):
 def render(template, messages, add_generation_prompt=False, **tokens):
     """The little of Jinja that our template uses: expressions, and if, elif, else and for."""
     values = {
-        "message['content'] | trim": lambda: message["content"].strip(), "'' if loop.first else '\\n'": lambda: "\n" if i else "",
+        "message['content'] | trim": lambda: message["content"].strip(),
+        "'' if loop.first else '\\n'": lambda: "\n" if i else "",
         "if message['role'] == 'user'": lambda: message["role"] == "user", "else": lambda: True,
         "elif message['role'] == 'assistant'": lambda: message["role"] == "assistant",
         "if add_generation_prompt": lambda: add_generation_prompt,
@@ -129,7 +130,8 @@ def render(template, messages, add_generation_prompt=False, **tokens):
         for tag, expression, text in re.findall(r"\{([{%])-? (.*?) [}%]\}([^{]*)", template):
             assert not text.strip("\n"), "literals stand in expressions"
             if tag == "{" and shown:
-                out += json.loads(expression) if expression.startswith('"') else values[expression]()
+                literal = expression[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")  # as Jinja does
+                out += literal if expression.startswith('"') else values[expression]()
             elif expression == "endif":
                 shown, decided = True, False
             elif tag == "%":
@@ -145,10 +147,11 @@ def render(template, messages, add_generation_prompt=False, **tokens):
 
 
 def sentencepiece(texts):
-    """A tokenizer as Llama-2's: "▁" for spaces and before every text, bytes for unknown characters, BOS of its own."""
+    """A tokenizer as Llama-2's: "▁" for spaces and before every text, bytes for unknown characters."""
     bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
+    bpe.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
     special = [AddedToken(token, normalized=False, special=True) for token in ("<s>", "</s>", "<unk>")]
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=600, show_progress=False, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))

@@ -272,8 +272,8 @@ def test_a_model_fetched_from_the_hub_has_its_name_there(base, tmp_path):
 
 
 @pytest.mark.parametrize("card, license", [
-    ("---\nlicense: apache-2.0\n---\n", "apache-2.0"), ("# no head", "other"), ("---\na: b\n---\nlicense: mit\n", "other"),
-    ("caf\udce9", "other"),
+    ("---\nlicense: apache-2.0\n---\n", "apache-2.0"), ("# no head", "other"),
+    ("---\na: b\n---\nlicense: mit\n", "other"), ("caf\udce9", "other"),
 ])
 def test_the_model_card_names_base_license_and_training(base, tmp_path, card, license):
     (base / "README.md").write_bytes(card.encode(errors="surrogateescape"))
