@@ -222,8 +222,9 @@ def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMP
         settings["chat_template"] = chat_template(prompt)
         write_text(folder / "chat_template.jinja", settings["chat_template"])
     write_json(folder / "tokenizer_config.json", settings)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    write_json(folder / "generation_config.json", {key: i for key, i in ids.items() if i is not None})
+    # greedy, as generate.py is: without do_sample transformers' pipeline samples at a temperature of 0.7
+    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "do_sample": False}
+    write_json(folder / "generation_config.json", {key: i for key, i in generation.items() if i is not None})
     write_text(folder / "README.md", model_card(folder, base, record))
 
 

@@ -244,7 +244,7 @@ def test_a_tuned_model_has_the_template_that_it_was_trained_with_wherever_tools_
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_template()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 0, "eos_token_id": 1}
+    assert generation == {"bos_token_id": 0, "eos_token_id": 1, "do_sample": False}
 
 
 def test_a_pretrained_model_has_no_template(base, tmp_path):
@@ -256,7 +256,7 @@ def test_a_pretrained_model_has_no_template(base, tmp_path):
 def test_a_model_without_bos_says_so(base, tmp_path):
     edit(base, bos_token_id=None)
     assert companions(tmp_path / "out", base)["bos_token"] is None
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 1}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 1, "do_sample": False}
 
 
 def test_a_tokenizer_that_puts_bos_itself_keeps_doing_so(base, tmp_path):
