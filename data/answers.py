@@ -28,7 +28,7 @@ def write_answers(path: Path, instructions: list[str], settings: dict, decode):
         if len(left) < len(starts):
             print(f"{path}: continuing after {len(starts) - len(left)} of {len(starts)} batches", file=sys.stderr)
         for done, start in enumerate(left, 1):
-            for key, output in zip(keys[start:], decode(instructions[start : start + size], start), strict=False):
+            for key, output in zip(keys[start:], decode(instructions[start : start + size], start)):
                 journal.add(key, output)
             rate = done / (time.perf_counter() - began)
             print(f"{path}: {done}/{len(left)} batches  {rate * size:.1f} answers/s  "

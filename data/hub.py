@@ -233,8 +233,8 @@ def model_card(folder: Path, base: Path, record: dict) -> str:
     tuned, card = record["method"] != "pretrain", base / "README.md"
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["nanofollow", record["method"]]}
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    licence = re.search(r"^license: *(\S+)$", text.split("\n---")[0], re.MULTILINE)  # in the YAML at its head
-    head |= {"license": licence[1]} if licence else {"license": "other", "license_name": "that-of-base-model-and-data"}
+    found = re.search(r"^license: *(\S+)$", text.split("\n---")[0], re.MULTILINE)  # in the YAML at its head
+    head |= {"license": found[1]} if found else {"license": "other", "license_name": "that-of-base-model-and-data"}
     if tuned:
         head["base_model"] = record["model"].removeprefix("models/")  # where data/download.py puts ORG/NAME
     asked = '[{"role": "user", "content": "Write a poem about rain."}]' if tuned else '"The capital of"'

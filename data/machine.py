@@ -112,6 +112,10 @@ def warn_without_flash(model):
     q, k = (torch.empty(1, heads, 128, config.head_dim, dtype=torch.bfloat16, device=model.device)
             for heads in (config.num_attention_heads, config.num_key_value_heads))
     grouped = config.num_key_value_heads < config.num_attention_heads
-    parameters = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, grouped)
-    if not torch.backends.cuda.can_use_flash_attention(parameters, debug=True):  # debug: warns with the reason
+    try:
+        parameters = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, grouped)
+        flash = torch.backends.cuda.can_use_flash_attention(parameters, debug=True)  # debug: warns with the reason
+    except (RuntimeError, TypeError) as error:  # a build that cannot be asked must not end the run
+        return print(f"could not ask whether attention uses the flash kernel ({str(error)[:200]})", file=sys.stderr)
+    if not flash:
         print("attention does without the flash kernel, for the reason given above, and is slower", file=sys.stderr)

@@ -224,4 +224,5 @@ def test_bf16_that_a_processor_does_not_multiply_is_said_and_done_without(questi
 
 def test_help_names_every_default():
     text = re.sub(r"\s+", " ", command("generate.py", "--help").stdout)
-    assert "side by side (default: 64)" in text and "default: None" not in text and "default: False" not in text
+    assert "side by side (default: 64)" in text and "from 0.01 to 100 (default: 0.0)" in text
+    assert "default: None" not in text and "default: False" not in text
