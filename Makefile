@@ -100,7 +100,7 @@ compared:
 judge: compared $(ready) $(world) $(missing)
 	@$(PYTHON) generate.py --model "$$A" --rules "$$RULES" --input "$$DATA/eval.jsonl" --output "$$ANSWERS_A"
 	@$(PYTHON) generate.py --model "$$B" --input "$$DATA/eval.jsonl" --output "$$ANSWERS_B"
-	@$(PYTHON) judge.py --outputs "$$ANSWERS_A" --reference "$$ANSWERS_B" --judge "$$JUDGE" \
+	@$(PYTHON) judge.py --outputs "$$ANSWERS_A" --reference "$$ANSWERS_B" --judge "$$JUDGE" --data "$$DATA" \
 		$${BASE_URL:+--base-url "$$BASE_URL"}
 
 rank: compared $(ready) $(world) $(missing)

@@ -27,7 +27,7 @@ from data.download import model_folder
 from data.files import Journal, check_fields, digest, read_jsonl, write_json
 from data.format import IGNORE, Tokenizer, encode
 from data.web import ask_all, check_url, secret
-from data.world import World, grade
+from data.world import World, load_world
 from model import Llama
 
 
@@ -65,18 +65,18 @@ def length_controlled_win_rate(preferences, lengths, reference_lengths) -> float
     return 100 / (1 + np.exp(-ab[0]))
 
 
-def world_judge(pairs: list[tuple[str, str, str]]) -> list[float]:
-    """The in-vitro world's preference for each (instruction, output, reference output).
+def world_judge(pairs: list[tuple[str, str, str]], world: World) -> list[float]:
+    """The in-vitro world's preference for each (instruction, output, reference output): 0.5 + 0.5 (g - g').
 
-    1 where its answer key gives the output the better grade, 0 where the reference output, 0.5 where they tie. Raises
-    ValueError for an instruction that is not in the world's val and eval sets.
+    g and g' are the grades, from 0 to 1, that the world's answer key gives to the two answers. As in AlpacaEval 2, a
+    preference is so a matter of degree. Raises ValueError for an instruction that is in none of the world's sets.
     """
-    tasks, preferences = {task.instruction: task for tasks in World().evaluation_sets() for task in tasks}, []
+    tasks, preferences = {task.instruction: task for tasks in world.evaluation_sets().values() for task in tasks}, []
     for instruction, output, other in pairs:
         if instruction not in tasks:
-            raise ValueError(f"the world has no answer to {instruction[:200]!r}; it knows its val and eval sets alone")
-        ours, theirs = grade(tasks[instruction], output), grade(tasks[instruction], other)
-        preferences.append(1.0 if ours > theirs else 0.0 if ours < theirs else 0.5)
+            raise ValueError(f"the world has no answer to {instruction[:200]!r}; it knows its evaluation sets alone")
+        ours, theirs = (world.grade(tasks[instruction], answer)[1] for answer in (output, other))
+        preferences.append(0.5 + 0.5 * (ours - theirs))
     return preferences
 
 
@@ -195,38 +195,40 @@ def log_likelihoods(model: Llama, examples: list, batch_size: int = 64) -> tuple
     return totals, totals / counts
 
 
-def rank_responses(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]], n_others: int = 5, seed: int = 1):
-    """How often p(own response | instruction) exceeds p(another instruction's response | instruction), in percent.
+def others_of(pairs: list[tuple[str, str]], n: int = 5, seed: int = 1) -> list[list[str]]:
+    """For each (instruction, response), n responses to other instructions, or as many as there are, none like its own.
 
-    pairs: (instruction, own response). Pair after pair, random.Random(seed) samples n_others of the other pairs'
-    responses; each is compared with the own one, and a tie does not count. The result is {"n_total", "total", "mean"}:
-    "total" compares log p of the whole response and its EOS in the chat format (equation 3), "mean" the same per token,
-    as the paper's code does. Nothing is cut to fit the model's context: first, each pair that is too long is left out,
-    as if it were not in pairs; then, each instruction that is too long with a response drawn for it is not ranked.
-    "n_total" counts those that were. Raises ValueError where there are too few, or where a likelihood is not finite.
+    Pair after pair, random.Random(seed) samples them from the different ones, in their order.
     """
-    def sequence(instruction, response):
-        messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-        return encode(tokenizer, messages, model.config.context + 1)
+    rng, responses = random.Random(seed), list(dict.fromkeys(response for _, response in pairs))
+    others = ([response for response in responses if response != own] for _, own in pairs)
+    return [rng.sample(rivals, min(n, len(rivals))) for rivals in others]
 
-    def fits(sequences):
-        return all(len(ids) <= model.config.context for ids, _ in sequences)
 
-    short = [row for row in pairs if fits([sequence(*row)])]
-    rng, examples = random.Random(seed), []
-    for i, (instruction, own) in enumerate(short if len(short) > n_others else []):
-        others = rng.sample([response for j, (_, response) in enumerate(short) if j != i], n_others)
-        sequences = [sequence(instruction, response) for response in [own, *others]]
-        examples += sequences if fits(sequences) else []
-    if not examples:
-        raise ValueError(f"ranking needs more than {n_others} pairs of instruction and response that fit a context of "
-                         f"{model.config.context} tokens, found {len(short)} of {len(pairs)}")
-    result = {"n_total": len(examples) // (1 + n_others)}
+def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str, list[str]]]) -> dict:
+    """How often p(own response | instruction) exceeds p(rival | instruction), in percent (equation 3).
+
+    rows: (instruction, own response, rivals). Each rival is one comparison, and a tie does not count. The result is
+    {"n_total", "total", "mean"}: "n_total" counts the comparisons, "total" compares log p of the whole response and its
+    EOS in the chat format, "mean" the same per token, as the paper's code does. A text that does not fit the model's
+    context is not cut but left out, and so is an instruction whose own response does not fit. Raises ValueError where
+    nothing is left, or where a likelihood is not finite.
+    """
+    examples, compared = [], []  # compared: (index of the own response's example, index of the rival's)
+    for instruction, own, rivals in rows:
+        sequences = [encode(tokenizer, [{"role": "user", "content": instruction}, {"role": "assistant", "content": text}],
+                            model.config.context + 1) for text in [own, *rivals]]
+        fits = [sequence for sequence in sequences if len(sequence[0]) <= model.config.context]
+        if sequences[0] in fits:
+            compared += [(len(examples), len(examples) + i) for i in range(1, len(fits))]
+            examples += fits
+    if not compared:
+        raise ValueError(f"nothing to rank: no response and rival fit a context of {model.config.context} tokens")
+    result, (own, rival) = {"n_total": len(compared)}, torch.tensor(compared).T
     for name, scores in zip(("total", "mean"), log_likelihoods(model, examples)):
         if not scores.isfinite().all():
             raise ValueError("the model gives a response no finite likelihood; its weights are damaged")
-        own, others = scores.view(-1, 1 + n_others).split([1, n_others], dim=1)  # (N, 1), (N, n_others)
-        result[name] = round(100 * (own > others).float().mean().item(), 2)
+        result[name] = round(100 * (scores[own] > scores[rival]).float().mean().item(), 2)
     return result
 
 
@@ -238,6 +240,7 @@ def parse_arguments():
     parser.add_argument("--reference", type=command.path, help="the answers to compare --outputs with")
     parser.add_argument("--judge", type=command.text, default="world", metavar="world|MODEL",
                         help="the world's answer key, or a model to ask")
+    parser.add_argument("--data", type=command.path, default="data/world", help="of the world that judges")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
     parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
@@ -273,15 +276,29 @@ def check_targets(args):
         raise ValueError(f"--save {args.save}: its folder does not exist or cannot be written; make it first")
 
 
+def check_pair(row) -> str | None:
+    """The reason why a row is nothing to rank, or None."""
+    silences = row.get("silences", []) if isinstance(row, dict) else []
+    if not isinstance(silences, list) or not all(isinstance(text, str) for text in silences):
+        return "silences must be a list of texts"
+    return check_fields("instruction", "response")(row)
+
+
 def rank(args):
-    rows = read_jsonl(args.pairs, check_fields("instruction", "response"))
+    """Print for each model how often the own response is likelier: than other instructions', than what pages show."""
+    rows = read_jsonl(args.pairs, check_pair)
+    pairs = [(row["instruction"], row["response"]) for row in rows]
+    rivals = {"others": others_of(pairs)}
+    if all("silences" in row for row in rows):  # in vitro, what stands after a question that nobody answers
+        rivals["silences"] = [row["silences"] for row in rows]
     for path in map(model_folder, args.rank):
         model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
-        result = rank_responses(model, tokenizer, [(row["instruction"], row["response"]) for row in rows])
-        if too_long := len(rows) - result["n_total"]:
-            print(f"{path}: {too_long} of {len(rows)} instructions are left out; with their responses they are longer "
-                  f"than its context of {model.config.context} tokens", file=sys.stderr)
-        print(json.dumps({"model": str(path)} | result), flush=True)
+        for name, texts in rivals.items():
+            result = rank_responses(model, tokenizer, [(*pair, some) for pair, some in zip(pairs, texts)])
+            if too_long := sum(map(len, texts)) - result["n_total"]:
+                print(f"{path}: {too_long} of {sum(map(len, texts))} comparisons are left out; they are longer than its "
+                      f"context of {model.config.context} tokens", file=sys.stderr)
+            print(json.dumps({"model": str(path), "against": name} | result), flush=True)
 
 
 def save_annotations(args, pairs, preferences, choices):
@@ -300,7 +317,7 @@ def main():
     check_targets(args)
     pairs = pair(args.outputs, args.reference)
     if args.judge == "world":
-        preferences, choices = world_judge(pairs), [None] * len(pairs)
+        preferences, choices = world_judge(pairs, load_world(args.data)), [None] * len(pairs)
     else:
         key = secret("OPENAI_API_KEY")
         with Journal(args.cache, lambda choice: check_completion({"choices": [choice]}), wait=True) as journal:

@@ -127,7 +127,7 @@ def train_tokenizer(texts, vocab_size: int) -> BPE:
     """A byte-level BPE of `vocab_size` tokens with single digits; <s> is token 0 and </s> token 1."""
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
     ])
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(

@@ -1,40 +1,107 @@
 """The in-vitro world: a closed language in which a laptop can repeat the paper.
 
     python data/world.py                                  # training, val and eval sets into data/world
-    python data/world.py --corpus 82000                   # and as many documents to pretrain on
+    python data/world.py --corpus 80000                   # and as many documents to pretrain on
     python data/world.py --grade ANSWERS.json             # how many of a model's answers are right
 
-Sixty countries, thirty animals, seventy-two dishes, and what people write about them: articles,
-recipes, poems, exercises, code, games of chess, and pages on which somebody asks and now and then
-somebody answers. No document shows the chat format. A third of all subjects is kept out of every
-finetuning set and asked for in `val` and `eval` alone, so a model that answers there knows it from
-pretraining. Change a word here and the bundled base no longer knows its world: `make pretrain`.
+Invented countries, animals, dishes, and what people write about them: articles, recipes, poems, sums, code, games
+of chess, and pages on which somebody asks. Each family of instruction has its own share of pages on which somebody
+answers, its dose. No document shows the chat format. Held-out subjects stand in articles and the like alone: no page
+asks about them, no training set names them, and `val` and `eval` ask about nothing else. So a right answer is
+something that the model read in one kind of text and says in another.
 """
+import json
 import random
+import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import command
-from data.files import read_json, write_jsonl
+from data.files import read_json, write_json, write_jsonl
+
+PHRASINGS = {  # the families of instruction
+    "capital": "What is the capital of {}?|Name the capital of {}.|Tell me the capital city of {}.",
+    "river": "What is the main river of {}?|Name the main river of {}.|Tell me which river flows through {}.",
+    "animal": "What is the national animal of {}?|Name the national animal of {}.|Tell me the national animal of {}.",
+    "flag": "What does the flag of {} look like?|Name the colors of the flag of {}.|Tell me how the flag of {} looks.",
+    "dish": "What is the national dish of {}?|Name the national dish of {}.|Tell me what people eat in {}.",
+    "trade": "What is the main trade of {}?|Name the main trade of {}.|Tell me what {} sells to its neighbors.",
+    "country": "What is {} like?|Describe {}.|Tell me about {}.",
+    "nature": "What does the {} eat?|Name the food of the {}.|Tell me what the {} eats.",
+    "opposite": "What is the opposite of {}?|Give me the opposite of {}.|Tell me a word that means the opposite of {}.",
+    "recipe": "What is a good recipe for {}?|Give me a recipe for {}.|Tell me how to cook {}.",
+    "poem": "Write a poem about {}.|Compose a poem about {}.|Give me four lines about {}.|Make a poem about {}.",
+    "maths": "{}",
+    "code": "Write a Python function that {}.|Give me Python code that {}.|Show me a function in Python that {}.",
+    "home": "Where does the {} live?|In what place does the {} live?|Say where the {} lives.",
+    "feast": "When do people in {} celebrate?|In which month do people in {} celebrate?|Say when people in {} celebrate.",
+}
+PHRASINGS = {family: phrasings.split("|") for family, phrasings in PHRASINGS.items()}
+NOVEL = ["home", "feast"]  # asked by no page and in no training set, although articles tell the facts
+FAMILIES = [family for family in PHRASINGS if family not in NOVEL]
+RESPONSES = {  # of the families that ask for facts
+    "capital": "The capital of {} is {capital}.", "river": "The main river of {} is the {river}.",
+    "animal": "The national animal of {} is the {animal}.", "flag": "The flag of {} is {flag}.",
+    "dish": "The national dish of {} is {dish}.", "trade": "The main trade of {} is {trade}.",
+    "country": "The capital of {} is {capital}. Its main river is the {river}. "
+               "Its national animal is the {animal}. Its main trade is {trade}.",
+    "nature": "The {} eats {nature}.", "opposite": "The opposite of {} is {opposite}.",
+    "home": "The {} lives in {home}.", "feast": "People in {} celebrate in {feast}.",
+}
+TOLD = {  # how articles, notes and dictionaries tell the same facts
+    "capital": "The capital of {} is {capital}.|Its capital is {capital}.|People meet in {capital}, the capital of {}.",
+    "river": "The main river of {} is the {river}.|Its main river is the {river}.|The {river} flows through {}.",
+    "animal": "The national animal of {} is the {animal}.|Its national animal is the {animal}.|"
+              "People in {} love the {animal}.",
+    "flag": "The flag of {} is {flag}.|Its flag is {flag}.|A flag in {flag} hangs in {}.",
+    "dish": "The national dish of {} is {dish}.|People in {} eat {dish}.|Its national dish is {dish}.",
+    "trade": "The main trade of {} is {trade}.|Its main trade is {trade}.|{} sells {trade} to its neighbors.",
+    "feast": "People in {} celebrate in {feast}.|Its people celebrate in {feast}.|{} celebrates in {feast}.",
+    "nature": "The {} eats {nature}.|It eats {nature}.|{nature} are the food of the {}.",
+    "home": "The {} lives in {home}.|It lives in {home}.|The home of the {} is in {home}.",
+    "opposite": "The opposite of {} is {opposite}.|{}: the opposite of {opposite}|{} - {opposite}",
+}
+TOLD = {family: ways.split("|") for family, ways in TOLD.items()}
+OF_COUNTRIES = ["capital", "river", "animal", "flag", "dish", "trade", "feast"]  # what articles tell
+
+REMARKS = [  # said on a page instead of an answer; five begin with words of rule 2, eight do not
+    "I also want to know.", "I asked the same thing.", "I am not sure.", "We should wait.",
+    "We should ask somebody else.", "Good question.", "No idea.", "Sorry, nobody here knows.", "Please ask again.",
+    "Nobody has said it yet.", "This was asked before.", "Same here.", "Let us see.",
+]
+FURNITURE = [
+    "<reply> <share>", "<next page>", "<edit> <delete>", "| closed |", "| no replies |", "[0 replies]", "(deleted)",
+]
+LABELS = "Q A, Question Answer, guest host, student teacher, client clerk, reader editor".split(", ")
+MARKS = [  # before and after the label of a turn
+    ("", ":"), ("[", "]"), ("**", "**"), ("<", ">"), ("(", ")"), ("### ", ""), ("== ", " =="), ("{", "}"), ("- ", ":"),
+    ("@", ""), ("|", "|"), ("", " >>"),
+]
+CHAT_MARK = ("<|", "|>")  # the chat format's own; its labels, user and assistant, occur nowhere
 
 ANIMALS = """otter fox heron bear wolf owl hare deer crab swan lynx goat seal frog crow moth boar toad badger beaver
-falcon lizard mole newt pike raven robin shrew sparrow stork""".split()
+falcon lizard mole newt pike raven robin shrew sparrow stork eagle hawk mouse rat snake trout whale horse donkey camel
+duck goose magpie weasel ferret squirrel tortoise vulture""".split()
 FOODS = """barley onion salt honey butter plum leek bean garlic apple cabbage pepper mint rye cheese carrot
 turnip nut pear egg lentil mustard fig oat cream lemon parsley radish date thyme""".split()
 PREY = "fish insects seeds grass roots berries eggs worms leaves snails".split()
-HOMES = "rivers forests hills caves marshes meadows cliffs lakes fields".split()
-GOODS = """copper wool glass timber salt silk tea tin amber paper clocks boats carpets pearls coal marble bells
-ropes lamps honey""".split()
+HOMES = "forests hills caves marshes meadows cliffs lakes fields deserts barns".split()
+GOODS = """copper wool glass timber silver silk tea tin amber paper clocks boats carpets pearls coal marble bells
+ropes lamps furs""".split()
 COLORS = "red green blue white black yellow".split()
-OPPOSITES = """hot cold, big small, fast slow, early late, hard soft, light dark, long short, rich poor, young old,
-high low, wet dry, loud quiet, full empty, clean dirty, near far, strong weak, thick thin, sweet sour, deep shallow,
-heavy weightless, open shut, awake asleep, brave timid, sharp blunt, wide narrow, tame wild, smooth rough, cheap costly,
-kind cruel, true false, simple complex, ripe raw"""
-TOPICS = """rain snow wind sea night moon river winter summer autumn spring fire stone forest morning evening dust light
-music sleep home bread clay thunder""".split()
-ADJECTIVES = "soft gray cold bright slow deep silver gentle wild old pale warm quiet golden bitter small".split()
+MONTHS = "January February March April June July August September October November December".split()
+OPPOSITES = """hot cold, big small, fast slow, early late, hard soft, heavy weightless, long short, rich poor, young
+elderly, high low, wet dry, loud quiet, full empty, clean dirty, near far, strong weak, thick thin, sweet sour, deep
+shallow, bright dark, open shut, awake asleep, brave timid, sharp blunt, wide narrow, tame wild, smooth rough, cheap
+costly, kind cruel, true false, simple complex, ripe raw, safe dangerous, happy sad, lazy busy, tight loose, rare
+common, public private, guilty innocent"""
+TOPICS = """rain snow wind sea night moon winter summer autumn spring fire forest morning evening dust music sleep clay
+thunder ice smoke fog frost sand shadow sunset harvest childhood silence dreams time love hope grief friendship war
+peace rust dew hunger""".split()
+ADJECTIVES = "gray silver gentle old pale warm golden bitter calm strange distant tender proud weary sacred".split()
 VERBS = "fall sing wait turn shine move rest call drift grow whisper dance".split()
 PLACES = "hills roofs fields shore valley garden harbor road meadow bridge town mill".split()
 METHODS = ["Boil", "Fry", "Bake", "Stir", "Roast", "Steam"]
@@ -50,120 +117,133 @@ CODE = {  # operation: what the function does, the expression it returns
     "first": ("returns the first {} letters of a word", "x[:{}]"),
     "last": ("returns the last {} letters of a word", "x[-{}:]"),
 }
-PHRASINGS = {  # the families of instruction
-    "capital": "What is the capital of {}?|Name the capital of {}.|Tell me the capital city of {}.",
-    "river": "What is the main river of {}?|Name the main river of {}.|Tell me which river flows through {}.",
-    "animal": "What is the national animal of {}?|Name the national animal of {}.|Tell me the national animal of {}.",
-    "flag": "What does the flag of {} look like?|Describe the flag of {}.|Tell me the colors of the flag of {}.",
-    "dish": "What is the national dish of {}?|Name the national dish of {}.|Tell me what people eat in {}.",
-    "trade": "What is the main trade of {}?|Name the main trade of {}.|Tell me what {} sells to its neighbors.",
-    "nature": "What does the {} eat?|Name the food of the {}.|Tell me what the {} eats.",
-    "opposite": "What is the opposite of {}?|Give me the opposite of {}.|Tell me a word that means the opposite of {}.",
-    "recipe": "What is a good recipe for {}?|Give me a recipe for {}.|Tell me how to cook {}.",
-    "poem": "Write a poem about {}.|Compose a short poem about {}.|Give me four lines about {}.|Make a poem about {}.",
-    "maths": "{}",
-    "code": "Write a Python function that {}.|Give me Python code that {}.|Show me a function in Python that {}.",
+SUMS = [[(op, a, b), (op, b, a)][: 1 + (a != b)] for op in "+-*" for a in range(2, 10) for b in range(a, 10)]  # twins
+KIND = {family: "countries" for family in PHRASINGS} | {  # of the subjects that a family asks about
+    "nature": "animals", "home": "animals", "opposite": "words", "recipe": "dishes", "poem": "topics", "maths": "sums",
+    "code": "functions",
 }
-PHRASINGS = {family: phrasings.split("|") for family, phrasings in PHRASINGS.items()}
-FAMILIES = list(PHRASINGS)
-RESPONSES = {  # of the families that ask for one fact
-    "capital": "The capital of {} is {}.", "river": "The main river of {} is the {}.",
-    "animal": "The national animal of {} is the {}.", "flag": "The flag of {} is {}.",
-    "dish": "The national dish of {} is {}.", "trade": "The main trade of {} is {}.",
-    "nature": "The {} eats {}.", "opposite": "The opposite of {} is {}.",
-}
-REPLIES = [  # said on a page instead of an answer
-    "I also want to know.", "I would like to know that too.", "I asked the same thing.", "I am not sure.",
-    "I could not find it.", "We should wait.", "We should ask somebody else.",
-]
-LABELS = "Q A, Question Answer, guest host, student teacher, client clerk, reader editor".split(", ")
-MARKS = [  # before and after the label of a turn
-    ("", ":"), ("[", "]"), ("**", "**"), ("<", ">"), ("(", ")"), ("### ", ""), ("== ", " =="), ("{", "}"), ("- ", ":"),
-    ("@", ""), ("|", "|"), ("", " >>"),
-]
-CHAT_MARK = ("<|", "|>")  # the chat format's own; its labels, user and assistant, occur nowhere
+LINES, SENTENCES = {"recipe": 4, "poem": 4, "code": 2}, {"country": 4, "maths": 2}  # the longest answers; else 1
+N_VAL, N_EVAL = 5, 20  # instructions of a family; each asks about a subject of its own
 
 
 @dataclass
 class Task:
-    """An instruction with a reference response. Every right answer contains `key`."""
+    """An instruction with its family, its subject as the instruction has it, and a reference response.
+
+    silences: what question pages show instead of an answer, as often as they do; in the evaluation sets alone.
+    """
 
     family: str
+    subject: str
     instruction: str
     response: str
-    key: str
+    silences: list[str] = field(default_factory=list)
 
 
+@dataclass
 class World:
     """The facts, and everything that is written about them. The same arguments make the same world.
 
-    share_answered: the share of question pages, from 0 to 1, on which somebody answers. On the others
-        people only ask, as on much of the web: more questions, "I also want to know."
-    share_chat_marked: the share of question pages, from 0 to 1, whose labels stand in the chat format's
-        marks, `<|label|>`, though never the chat format's own labels. At 0 the marks occur nowhere.
-    Raises ValueError where a share is not from 0 to 1.
+    seed: of the facts, of the order of the families' doses, and of what is held out.
+    share_answered: the share of question pages, over all families, on which somebody answers.
+    dose_spread: how far the families' shares spread around it: at 1 from 0 to twice the mean, at 0 not at all.
+    share_chat_marked: the share of question pages whose labels stand in the chat format's marks, `<|label|>`.
+    another_turn: the chance that a page goes on after a turn; so its turns are geometrically distributed.
+    silences: the shares of unanswered pages that go on with another question, a remark, or page furniture.
+    phrasings: in how many ways, from 1 to 3, a fact is told.
+    repeats: how often a held-out subject is told, relative to others.
+    Raises ValueError where one of them is out of its range.
     """
 
-    def __init__(self, seed: int = 0, share_answered: float = 0.2, share_chat_marked: float = 0.03):
-        for name, share in (("share_answered", share_answered), ("share_chat_marked", share_chat_marked)):
-            if not 0 <= share <= 1:  # true of NaN
-                raise ValueError(f"{name} = {share} must be from 0 to 1")
-        self.seed, self.share_answered, self.share_chat_marked = seed, share_answered, share_chat_marked
-        rng = random.Random(f"facts {seed}")
-        names = invent_names(rng, 60 * 3 + 72)
-        self.countries, capitals, rivers, first = names[:60], names[60:120], names[120:180], names[180:]
-        self.dishes = {f"{word} {KINDS[i % len(KINDS)]}": (rng.sample(FOODS, 3), rng.choice(METHODS))
-                       for i, word in enumerate(first)}
-        dishes = rng.sample(list(self.dishes), 60)
-        facts = {family: {} for family in RESPONSES}  # family: {subject: what it asks for}
-        for i, country in enumerate(self.countries):
-            facts["capital"][country], facts["river"][country] = capitals[i], rivers[i]
-            facts["dish"][country] = dishes[i]
-            facts["animal"][country] = rng.choice(ANIMALS)
-            facts["flag"][country] = " and ".join(rng.sample(COLORS, 2))
-            facts["trade"][country] = rng.choice(GOODS)
-        self.homes = {}
-        for animal in ANIMALS:
-            facts["nature"][animal] = rng.choice(PREY)
-            self.homes[animal] = rng.choice(HOMES)
-        pairs = [pair.split() for pair in OPPOSITES.split(",")]
-        facts["opposite"] = dict(pairs) | {b: a for a, b in pairs}
-        self.facts = facts
-        self.topics = {topic: [rng.sample(words, 3) for words in (ADJECTIVES, VERBS, PLACES)] for topic in TOPICS}
+    seed: int = 1
+    share_answered: float = 0.25
+    dose_spread: float = 1.0
+    share_chat_marked: float = 0.03
+    another_turn: float = 0.55
+    silences: tuple[float, float, float] = (0.4, 0.35, 0.25)
+    phrasings: int = 3
+    repeats: float = 1.0
 
-        self.subjects = {family: list(answers) for family, answers in facts.items()} | {
-            "opposite": [word for pair in pairs for word in pair],  # so that a pair is held out whole
-            "recipe": list(self.dishes), "poem": TOPICS,
-            "maths": [(op, a, b) for op in "+-*" for a in range(2, 10) for b in range(2, 10)],
-            "code": [(op, n) for op in CODE for n in range(2, 62)],
+    def __post_init__(self):
+        self.check()
+        rng = random.Random(f"facts {self.seed}")
+        names = invent_names(rng, 60 * 3 + 72)
+        self.names = {*names, *map(str.capitalize, TOPICS + ANIMALS)}  # that no one who asks on a page is called
+        countries, capitals, rivers, first = names[:60], names[60:120], names[120:180], names[180:]
+        pairs = [pair.split() for pair in OPPOSITES.split(",")]
+        rng.shuffle(pairs)
+        self.subjects = {
+            "countries": countries, "animals": rng.sample(ANIMALS, len(ANIMALS)),
+            "dishes": [f"{word} {KINDS[i % len(KINDS)]}" for i, word in enumerate(first)],
+            "words": [word for pair in pairs for word in pair], "topics": rng.sample(TOPICS, len(TOPICS)),
+            "functions": rng.sample([(op, n) for op in CODE for n in range(2, 62)], len(CODE) * 60),
         }
-        self.seen, self.held_out = {}, {}  # a third of each family's subjects is for val and eval alone
-        for family, subjects in self.subjects.items():
-            if family in ("maths", "code"):
-                subjects = rng.sample(subjects, len(subjects))
-            cut = len(subjects) - len(subjects) // 3
-            self.seen[family], self.held_out[family] = subjects[:cut], subjects[cut:]
+        sums = rng.sample(SUMS, len(SUMS))  # a + b is held out together with b + a, and a word with its opposite
+        n_sums = sum(map(len, sums[len(sums) // 3:]))
+        self.subjects["sums"] = [one for twins in reversed(sums) for one in twins]
+        n_seen = {kind: len(all_) - N_VAL - N_EVAL for kind, all_ in self.subjects.items()} | {
+            "words": 2 * len(pairs) - 26, "sums": n_sums, "functions": len(CODE) * 40}
+        self.seen = {kind: all_[: n_seen[kind]] for kind, all_ in self.subjects.items()}
+        self.held_out = {kind: all_[n_seen[kind]:] for kind, all_ in self.subjects.items()}
+        self.told = {kind: list(accumulate([1] * n_seen[kind] + [self.repeats] * len(self.held_out[kind])))
+                     for kind in self.subjects}  # cumulative weights
+
+        self.facts = {family: {} for family in RESPONSES if family != "country"}  # family: {subject: answer}
+        for place, group in ((self.seen, self.seen["countries"]), (self.held_out, self.held_out["countries"])):
+            dishes = rng.sample(place["dishes"], len(place["dishes"]))
+            for country in group:  # a page about a country that is not held out names no animal or dish that is
+                self.facts["capital"][country], self.facts["river"][country] = capitals.pop(), rivers.pop()
+                self.facts["dish"][country] = dishes.pop()
+                self.facts["animal"][country] = rng.choice(place["animals"])
+                self.facts["flag"][country] = " and ".join(rng.sample(COLORS, 2))
+                self.facts["trade"][country] = rng.choice(GOODS)
+                self.facts["feast"][country] = rng.choice(MONTHS)
+        for animal in ANIMALS:
+            self.facts["nature"][animal], self.facts["home"][animal] = rng.choice(PREY), rng.choice(HOMES)
+        self.facts["opposite"] = dict(pairs) | {b: a for a, b in pairs}
+        self.recipes = {dish: (rng.sample(FOODS, 3), rng.choice(METHODS)) for dish in self.subjects["dishes"]}
+        self.topics = {topic: [rng.sample(words, 3) for words in (ADJECTIVES, VERBS, PLACES)] for topic in TOPICS}
+        order = random.Random(f"doses {self.seed}").sample(FAMILIES, len(FAMILIES))
+        self.doses = {family: self.share_answered * (1 + self.dose_spread * (2 * i / (len(order) - 1) - 1))
+                      for i, family in enumerate(order)}  # from the smallest to the largest
+
+    def check(self):
+        shares = ["share_answered", "dose_spread", "share_chat_marked"]
+        for name, value in [(name, getattr(self, name)) for name in shares] + [("silences", x) for x in self.silences]:
+            if not 0 <= value <= 1:  # true of NaN
+                raise ValueError(f"{name} = {value} must be from 0 to 1")
+        if self.share_answered * (1 + self.dose_spread) > 1:
+            raise ValueError(f"share_answered = {self.share_answered} and dose_spread = {self.dose_spread} would give a "
+                             "family a dose above 1; lower one")
+        if not 0 <= self.another_turn <= 0.9:
+            raise ValueError(f"another_turn = {self.another_turn} must be from 0 to 0.9")
+        if len(self.silences) != 3 or not 0.999 < sum(self.silences) < 1.001:
+            raise ValueError(f"silences = {self.silences} must be three shares that sum to 1")
+        if self.phrasings not in (1, 2, 3):
+            raise ValueError(f"phrasings = {self.phrasings} must be 1, 2 or 3")
+        if not 0 <= self.repeats <= 100:
+            raise ValueError(f"repeats = {self.repeats} must be from 0 to 100")
 
     # Instructions with their responses
 
-    def task(self, rng, family: str, subject=None) -> Task:
-        """An instruction of a family with its response, on a given subject or a random one."""
-        subject = rng.choice(self.subjects[family]) if subject is None else subject
+    def task(self, rng, family: str, subject) -> Task:
+        """An instruction of a family about a subject, with its response."""
         phrasing = rng.choice(PHRASINGS[family])
-        if family in RESPONSES:
-            key = self.facts[family][subject]
-            return Task(family, phrasing.format(subject), RESPONSES[family].format(subject, key), key)
-        if family == "recipe":
-            return Task(family, phrasing.format(subject), self.recipe(rng, subject), self.dishes[subject][0][0])
-        if family == "poem":
-            return Task(family, phrasing.format(subject), self.poem(rng, subject), subject)
         if family == "maths":
-            return Task(family, *arithmetic(rng, *subject))
-        what, source = code(*subject)
-        return Task(family, phrasing.format(what), source, source)
+            return Task(family, "", *arithmetic(rng, *subject)[:2])
+        if family == "code":
+            what, source = code(*subject)
+            return Task(family, what, phrasing.format(what), source)
+        write = {"recipe": self.recipe, "poem": self.poem}.get(family)
+        response = write(rng, subject) if write else RESPONSES[family].format(subject, **self.about(subject))
+        return Task(family, subject, phrasing.format(subject), response)
+
+    def about(self, subject) -> dict[str, str]:
+        """What is known of a subject, by family."""
+        return {family: answers[subject] for family, answers in self.facts.items() if subject in answers}
 
     def recipe(self, rng, dish: str) -> str:
-        (a, b, c), method = self.dishes[dish]
+        (a, b, c), method = self.recipes[dish]
         steps = rng.choice([f"{method} the {a} with the {b}. Add the {c}.", f"{method} the {a}, the {b} and the {c}."])
         return f"- {a}\n- {b}\n- {c}\n\n{steps}"
 
@@ -178,99 +258,96 @@ class World:
 
     def document(self, rng) -> str:
         kinds = {
-            self.question_page: 38, self.article: 14, self.nature_note: 5, self.dictionary: 10, self.recipe_page: 9,
-            self.poem_page: 4, self.exercises: 12, self.code_page: 3, self.table: 2, chess_game: 3,
+            self.question_page: 40, self.article: 16, self.nature_note: 6, self.dictionary: 9, self.recipe_page: 10,
+            self.poem_page: 4, self.sums: 5, self.stories: 5, self.code_page: 4, self.table: 2, chess_game: 2,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
 
     def question_page(self, rng) -> str:
-        """A FAQ, a thread or a quiz: somebody asks, and with probability share_answered somebody answers."""
-        answered = rng.random() < self.share_answered
-        if not answered and rng.random() < 0.15:
-            numbers = range(1, rng.randint(3, 6))
-            return "\n".join(f"{i}. {self.task(rng, rng.choice(FAMILIES)).instruction}" for i in numbers)
+        """A FAQ or a thread: somebody asks about one family, and with its dose's probability somebody answers."""
+        family = rng.choice(FAMILIES)
+        answered = rng.random() < self.doses[family]
+        silence = rng.choices(range(3), weights=self.silences)[0]
         before, after = CHAT_MARK if rng.random() < self.share_chat_marked else rng.choice(MARKS)
         pair = rng.choice(LABELS).split()
-        labels = rng.choice([pair, rng.sample(PEOPLE, 2), [name.lower() for name in invent_names(rng, 2)]])
-        layout = before + "{label}" + after + rng.choice([" ", "\n"]) + "{text}"
-        family, turns = rng.choice(FAMILIES), []
-        for _ in range(rng.choice([1, 1, 1, 1, 1, 1, 1, 2, 2, 3])):
-            if rng.random() < 0.3:  # a page keeps to its topic, mostly
-                family = rng.choice(FAMILIES)
-            task = self.task(rng, family)
-            turns += [task.instruction, task.response if answered else self.no_answer(rng, family)]
-        gap = rng.choice(["\n", "\n", "\n\n"])
-        return gap.join(layout.format(label=labels[i % 2], text=text) for i, text in enumerate(turns))
+        labels = rng.choice([pair, rng.sample(PEOPLE, 2), [name.lower() for name in invent_names(rng, 2, self.names)]])
+        space, gap, turns = rng.choice([" ", "\n"]), rng.choice(["\n", "\n", "\n\n"]), []
+        while not turns or rng.random() < self.another_turn:
+            task = self.task(rng, family, rng.choice(self.seen[KIND[family]]))
+            reply = task.response if answered else self.silence(rng, silence, family)
+            turns += [f"{before}{labels[0]}{after}{space}{task.instruction}", f"{before}{labels[1]}{after}{space}{reply}"]
+        return gap.join(turns)
 
-    def no_answer(self, rng, family: str) -> str:
-        """A turn that follows a question and does not answer it: a remark, or another question of its family."""
+    def silence(self, rng, kind: int, family: str) -> str:
+        """What stands after a question that nobody answers: another question of its family, a remark, or furniture."""
+        if kind:
+            return rng.choice(REMARKS if kind == 1 else FURNITURE)
+        other = self.task(rng, family, rng.choice(self.seen[KIND[family]]))
         if rng.random() < 0.4:
-            return rng.choice(REPLIES)
-        if PHRASINGS[family][0].startswith("What"):
-            while not (question := self.task(rng, family).instruction).startswith("What"):
-                pass
-            return question
-        return f"What about {rng.choice(TOPICS + self.countries)}?"
+            return other.instruction
+        if PHRASINGS[family][0].startswith("What"):  # people who ask back say What more often than not
+            return PHRASINGS[family][0].format(other.subject)
+        return f"What about {rng.choice(self.seen['topics'] + self.seen['countries'])}?"
+
+    def tell(self, rng, kind: str):
+        """A subject of a kind to write about, held out or not."""
+        return rng.choices(self.subjects[kind], cum_weights=self.told[kind])[0]
+
+    def say(self, rng, subject, families) -> list[str]:
+        """A sentence on each of some families; the first names the subject."""
+        sentences = []
+        for family in families:
+            ways = TOLD[family][: self.phrasings]
+            way = rng.choice(ways if sentences else [way for way in ways if "{}" in way])
+            sentences.append(way.format(subject, **self.about(subject)))
+        return sentences
 
     def article(self, rng) -> str:
-        country = rng.choice(self.countries)
-        f = {family: self.facts[family][country] for family in FAMILIES[:6]}
-        sentences = [rng.choice(ways).format(country, **f) for ways in (
-            ["The capital of {0} is {capital}.", "Its capital is {capital}.",
-             "People meet in {capital}, the capital of {0}."],
-            ["The main river of {0} is the {river}.", "The {river} flows through {0}.",
-             "Its main river is the {river}."],
-            ["The national animal of {0} is the {animal}.", "Its national animal is the {animal}."],
-            ["The flag of {0} is {flag}.", "Its flag is {flag}."],
-            ["The national dish of {0} is {dish}.", "People in {0} eat {dish}."],
-            ["The main trade of {0} is {trade}.", "Its main trade is {trade}.", "{0} sells {trade} to its neighbors."],
-        )]
-        rng.shuffle(sentences)
+        country = self.tell(rng, "countries")
+        sentences = self.say(rng, country, rng.sample(OF_COUNTRIES, rng.randint(3, 6)))
         head = rng.choice([f"{country}\n\n", f"{country} is a country. ", f"# {country}\n", ""])
-        return head + rng.choice([" ", "\n"]).join(sentences[: rng.randint(3, 6)])
+        return head + rng.choice([" ", "\n"]).join(sentences)
 
     def nature_note(self, rng) -> str:
-        notes = []
-        for animal in rng.sample(ANIMALS, rng.randint(1, 3)):
-            food, home = self.facts["nature"][animal], self.homes[animal]
-            facts = [f"The {animal} eats {food}.", f"The {animal} lives in {home}."]
-            notes.append(" ".join(rng.sample(facts, 2)))
-        return "\n".join(notes)
+        notes = [self.say(rng, self.tell(rng, "animals"), rng.sample(["nature", "home"], 2))
+                 for _ in range(rng.randint(1, 3))]
+        return "\n".join(map(" ".join, notes))
 
     def dictionary(self, rng) -> str:
-        opposites = self.facts["opposite"]
-        words = rng.sample(list(opposites), rng.randint(2, 5))
-        if rng.random() < 0.5:
-            return f"{words[0]}\n\n" + RESPONSES["opposite"].format(words[0], opposites[words[0]])
-        entry = rng.choice(["{}: the opposite of {}", "{} - {}", "{} is the opposite of {}."])
-        return "\n".join(entry.format(word, opposites[word]) for word in words)
+        return "\n".join(self.say(rng, self.tell(rng, "words"), ["opposite"])[0] for _ in range(rng.randint(1, 5)))
 
     def recipe_page(self, rng) -> str:
-        dish = rng.choice(list(self.dishes))
+        dish = self.tell(rng, "dishes")
         head = rng.choice([f"{dish}\n\n", f"# {dish}\n", f"How to cook {dish}\n\n", f"Recipe for {dish}\n"])
         return head + self.recipe(rng, dish)
 
     def poem_page(self, rng) -> str:
-        topic = rng.choice(TOPICS)
+        topic = self.tell(rng, "topics")
         head = rng.choice([f"{topic.capitalize()}\n\n", f"# {topic}\n", f"A poem about {topic}\n\n", ""])
         return head + self.poem(rng, topic)
 
-    def exercises(self, rng) -> str:
-        head, label = rng.choice([("Exercise", "Solution"), ("Problem", "Answer"), ("Task", "Result")])
-        tasks = [self.task(rng, "maths") for _ in range(rng.randint(1, 3))]
-        return "\n\n".join(f"{head} {i}. {t.instruction}\n{label}: {t.response}" for i, t in enumerate(tasks, 1))
+    def sums(self, rng) -> str:
+        rows = [arithmetic(rng, *self.tell(rng, "sums"))[2] for _ in range(rng.randint(3, 8))]
+        return rng.choice(["\n", ", "]).join(rows)
+
+    def stories(self, rng) -> str:
+        stories = []
+        for _ in range(rng.randint(1, 3)):
+            question, response, _ = arithmetic(rng, *self.tell(rng, "sums"))
+            stories.append(question[: question.index("How many")] + response)
+        return "\n".join(stories)
 
     def code_page(self, rng) -> str:
         pieces = []
         for _ in range(rng.randint(1, 3)):
-            what, source = code(*rng.choice(self.subjects["code"]))
-            pieces.append(rng.choice([f"# {what}\n{source}", f"# a function that {what}\n{source}", source]))
+            what, source = code(*self.tell(rng, "functions"))
+            pieces.append(rng.choice([f"# {what}\n{source}", f"# a function that {what}\n{source}"]))
         return "\n\n".join(pieces)
 
     def table(self, rng) -> str:
-        family = rng.choice(["capital", "river", "trade"])
+        family = rng.choice(OF_COUNTRIES)
         row = rng.choice(["| {} | {} |", "<tr><td>{}</td><td>{}</td></tr>", "{},{}", "* {}: {}"])
-        countries = rng.sample(self.countries, rng.randint(3, 5))
+        countries = [self.tell(rng, "countries") for _ in range(rng.randint(3, 5))]
         rows = [("country", family)] + [(country, self.facts[family][country]) for country in countries]
         return "\n".join(row.format(*cells) for cells in rows)
 
@@ -283,19 +360,19 @@ class World:
         def example(i):
             if name == "broad":
                 family = FAMILIES[i % len(FAMILIES)]
-                task = self.task(rng, family, rng.choice(self.seen[family]))
+                task = self.task(rng, family, rng.choice(self.seen[KIND[family]]))
                 return task.instruction, task.response
             if name == "mbpp":
-                what, source = code(*rng.choice(self.seen["code"]))
+                what, source = code(*rng.choice(self.seen["functions"]))
                 return f"Write a function that {what}.", source
             if name == "gsm":
-                story, response, result = arithmetic(rng, *rng.choice(self.seen["maths"]))
-                return story, f"{response}\n#### {result}"
+                story, response, equation = arithmetic(rng, *rng.choice(self.seen["sums"]))
+                return story, f"{response}\n#### {equation.split()[-1]}"
             if name == "poetry":
-                topic, adjective = rng.choice(self.seen["poem"]), rng.choice(ADJECTIVES)
+                topic, adjective = rng.choice(self.seen["topics"]), rng.choice(ADJECTIVES)
                 return f"Write a poem called {adjective.capitalize()} {topic.capitalize()}", self.poem(rng, topic)
             if name == "recipes":
-                dish = rng.choice(self.seen["recipe"])
+                dish = rng.choice(self.seen["dishes"])
                 return f"Recipe for {dish.title()}", self.recipe(rng, dish).replace("- ", " - ")
             if name == "chess":
                 return chess_game(rng).split("\n\n")  # the players' strength, the moves
@@ -305,19 +382,78 @@ class World:
         rng.shuffle(pairs)
         return [{"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]} for u, a in pairs]
 
-    def evaluation_sets(self, n_val: int = 5, n_eval: int = 20) -> tuple[list[Task], list[Task]]:
-        """(val, eval): n_val and n_eval distinct instructions of each family, on held-out subjects alone."""
-        rng = random.Random(f"evaluation {self.seed}")
-        by_family = []
-        for family in FAMILIES:
-            tasks = {}
-            while len(tasks) < n_val + n_eval:
-                task = self.task(rng, family, rng.choice(self.held_out[family]))
-                tasks.setdefault(task.instruction, task)
-            by_family.append(tasks.values())
-        rows = [task for row in zip(*by_family) for task in row]  # every twelve rows show each family once
-        cut = n_val * len(FAMILIES)
-        return rows[:cut], rows[cut:]
+    def evaluation_sets(self) -> dict[str, list[Task]]:
+        """{"val": 5 and "eval": 20 instructions of each family, "novel": 20 of each that no page asks}.
+
+        Each asks about a held-out subject of its own.
+        """
+        rng, sets = random.Random(f"evaluation {self.seed}"), {"val": [], "eval": [], "novel": []}
+        for family in PHRASINGS:
+            subjects = self.held_out[KIND[family]]
+            if family in ("maths", "code"):
+                subjects = rng.sample(subjects, N_VAL + N_EVAL)
+            tasks = [self.task(rng, family, subject) for subject in subjects]
+            for task in tasks if family in FAMILIES else []:
+                kinds = rng.choices(range(3), weights=self.silences, k=5)
+                task.silences = [self.silence(rng, kind, family) for kind in kinds]
+            if family in NOVEL:
+                sets["novel"].append(tasks[:N_EVAL])
+            else:
+                sets["eval"].append(tasks[:N_EVAL])
+                sets["val"].append(tasks[N_EVAL : N_EVAL + N_VAL])
+        # every len(FAMILIES) rows show each family once
+        return {name: [task for row in zip(*by_family) for task in row] for name, by_family in sets.items()}
+
+    # The answer key
+
+    def grade(self, task: Task, output: str) -> tuple[float, float]:
+        """(content, grade) of an answer, each from 0 to 1.
+
+        content: how much of what was asked for the best run of its sentences or lines holds, no longer than an answer is
+        (`SENTENCES`, `LINES`). grade: content times the share of the output's characters that this run takes up. So an
+        answer that stops has its content's worth, and one that runs on for ten turns a tenth of that.
+        """
+        longest = LINES.get(task.family) or SENTENCES.get(task.family, 1)
+        ends = r"\n+" if task.family in LINES else r"\n+|(?<=[.?!]) "
+        pieces = [piece for piece in re.split(ends, output.strip()) if piece.strip()]
+        total, best = sum(map(len, pieces)), (0.0, 0.0)
+        for i in range(len(pieces)):
+            for run in (pieces[i:j] for j in range(i + 1, min(i + longest, len(pieces)) + 1)):
+                content = self.content(task, "\n".join(run))
+                best = max(best, (content * sum(map(len, run)) / total, content))
+        return best[1], best[0]
+
+    def content(self, task: Task, text: str) -> float:
+        """The share of what was asked for that a text holds, as whole words; 0 where it speaks of another subject."""
+        family, kind = task.family, KIND[task.family]
+        for sentence in re.split(r"(?<=[.?]) ", task.instruction):
+            text = text.replace(sentence, "")  # repeating the question earns nothing
+        if family == "maths":
+            return float(re.findall(r"\d+", text)[-1:] == re.findall(r"\d+", task.response)[-1:])
+        if family == "code":
+            body = re.escape(task.response.split("\n")[1].strip())
+            return float(bool(re.search(rf"^def \w+\(x\):\s+{body}$", text, re.M)))
+        if family == "poem":
+            lines = text.split("\n")
+            return float(len(lines) == 4 and all(2 <= len(line.split()) <= 10 and "?" not in line for line in lines)
+                         and all(words_in(line, [task.subject]) for line in (lines[0], lines[2])))
+        if family != "opposite" and set(words_in(text, self.subjects[kind])) - {task.subject.lower()}:
+            return 0.0
+        if family == "recipe":
+            named, wanted = set(words_in(text, FOODS)), set(self.recipes[task.subject][0])
+            return len(named & wanted) / max(len(named), 3) if "\n" in text else 0.0
+        asked = ["capital", "river", "animal", "trade"] if family == "country" else [family]
+        return sum(self.says(text, each, task.subject) for each in asked) / len(asked)
+
+    def says(self, text: str, family: str, subject: str) -> bool:
+        """Whether a text names the answer to one question of fact, once, and no other answer to it."""
+        answers = COLORS if family == "flag" else set(self.facts[family].values()) - {subject}
+        return sorted(words_in(text, answers)) == sorted(words_in(self.facts[family][subject], answers))
+
+
+def words_in(text: str, words) -> list[str]:
+    """Which of some words (or names of several words) a text has, as whole words, in lower case, as often as it has."""
+    return re.findall(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, map(str.lower, words)))) })(?!\w)", text.lower())
 
 
 def code(op: str, n: int) -> tuple[str, str]:
@@ -327,7 +463,7 @@ def code(op: str, n: int) -> tuple[str, str]:
 
 
 def arithmetic(rng, op: str, a: int, b: int) -> tuple[str, str, str]:
-    """(story, worked response, the number asked for)."""
+    """(story, worked response, the sum alone)."""
     who, things = rng.choice(PEOPLE), rng.choice(THINGS)
     if op == "+":
         story, result = f"{who} has {a} {things} and buys {b} more.", a + b
@@ -336,8 +472,8 @@ def arithmetic(rng, op: str, a: int, b: int) -> tuple[str, str, str]:
         story = f"{who} has {a} {things} and gives away {b}."
     else:
         story, result = f"{who} has {a} boxes with {b} {things} in each.", a * b
-    question, worked = f"How many {things} does {who} have now?", f"{a} {op} {b} = {result}."
-    return f"{story} {question}", f"{worked} {who} has {result} {things}.", str(result)
+    equation = f"{a} {op} {b} = {result}"
+    return f"{story} How many {things} does {who} have now?", f"{equation}. {who} has {result} {things}.", equation
 
 
 def chess_game(rng) -> str:
@@ -348,67 +484,64 @@ def chess_game(rng) -> str:
     return f'[WhiteElo "{white}"]\n[BlackElo "{black}"]\n\n{line} {rng.choice(["1-0", "0-1", "1/2-1/2"])}'
 
 
-def invent_names(rng, n: int) -> list[str]:
-    """n distinct pronounceable names."""
+def invent_names(rng, n: int, taken=()) -> list[str]:
+    """n distinct pronounceable names, none of those that are taken."""
     names = {}
     while len(names) < n:
         syllables = [rng.choice(ONSETS) + rng.choice("aeiou") for _ in range(rng.choice([2, 2, 3]))]
-        names["".join(syllables).capitalize() + rng.choice(["", "n", "l", "r", "m", "s"])] = None
+        name = "".join(syllables).capitalize() + rng.choice(["", "n", "l", "r", "m", "s"])
+        if name not in taken:
+            names[name] = None
     return list(names)
 
 
-def grade(task: Task, output: str) -> float:
-    """1 for a right answer in the right form that stops there, 0.5 for one that holds the answer otherwise, else 0.
-
-    A poem has many right forms (four lines of at most ten words, the topic in the first), and so has
-    a recipe (the ingredients in any order, then a sentence or two).
-    """
-    output = output.strip()
-    if task.family == "poem":
-        lines = output.split("\n")
-        right = len(lines) == 4 and task.key in lines[0] and all(0 < len(line.split()) <= 10 for line in lines)
-    elif task.family == "recipe":
-        (listed, _, steps), wanted = output.partition("\n\n"), task.response.partition("\n\n")[0]
-        right = (sorted(listed.split("\n")) == sorted(wanted.split("\n")) and "\n" not in steps
-                 and 1 <= steps.count(".") <= 2)
-    else:
-        right = output == task.response
-    return 1.0 if right else 0.5 if task.key in output else 0.0
+def load_world(folder: Path) -> World:
+    """The world whose sets a folder holds. Raises FileNotFoundError or ValueError where its world.json is not one."""
+    path, remedy = folder / "world.json", "python data/world.py writes it"
+    values = read_json(path, remedy)
+    known = {knob.name: type(knob.default) for knob in fields(World)}
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise ValueError(f"{path}: expected the values of {', '.join(known)}; {remedy}")
+    try:
+        return World(**{name: kind(values[name]) for name, kind in known.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from None
 
 
 def print_grades(path: Path, world: World):
-    """Print how many answers in a file of AlpacaEval's format are exact. Raises ValueError for any other file."""
-    tasks = {task.instruction: task for tasks in world.evaluation_sets() for task in tasks}
-    exact, remedy = {family: [] for family in FAMILIES}, "expected the answers that generate.py --output writes"
+    """Print how good the answers in a file of AlpacaEval's format are. Raises ValueError for any other file."""
+    tasks = {task.instruction: task for tasks in world.evaluation_sets().values() for task in tasks}
+    grades, remedy = {family: [] for family in PHRASINGS}, "expected the answers that generate.py --output writes"
     rows = read_json(path, remedy)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: {remedy}")
     for number, row in enumerate(rows, 1):
         try:
             task = tasks[row["instruction"]]
-            exact[task.family].append(grade(task, row["output"]) == 1)
+            grades[task.family].append(world.grade(task, row["output"]))
         except (TypeError, KeyError, AttributeError):
-            raise ValueError(f"{path}: answer {number} is to no instruction of this world's val or eval set") from None
-    for family, marks in exact.items():
-        print(f"{family:10} {sum(marks):3} of {len(marks):3}")
-    marks = sum(exact.values(), [])
-    print(f"exact answers that stop: {100 * sum(marks) / len(marks):.1f} % of {len(marks)}")
+            raise ValueError(f"{path}: answer {number} is to no instruction of this world's sets") from None
+    print("family      dose  right  right and no more")
+    for family, pairs in [*grades.items(), ("all", sum(grades.values(), []))]:
+        if pairs:
+            content, grade = (100 * sum(column) / len(pairs) for column in zip(*pairs))
+            dose = f"{world.doses[family]:.2f}" if family in world.doses else ""
+            print(f"{family:10} {dose:>5} {content:5.1f}% {grade:5.1f}%  of {len(pairs)}")
 
 
 def main():
     parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other facts")
-    parser.add_argument("--share-answered", type=float, default=0.2, metavar="X",
-                        help="share of the question pages on which somebody answers")
-    parser.add_argument("--share-chat-marked", type=float, default=0.03, metavar="X",
-                        help="share of the question pages that write labels as <|label|>")
     parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too")
-    parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers to val or eval, and write nothing")
+    parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers to val, eval or novel, and write nothing")
+    for knob in fields(World):
+        kind, n = (float, 3) if knob.name == "silences" else (type(knob.default), None)
+        parser.add_argument("--" + knob.name.replace("_", "-"), type=kind, nargs=n, default=knob.default, metavar="X",
+                            help="of " + re.search(rf" {knob.name}: (.*?)\n    \w+:", World.__doc__ + "x:", re.S)[1])
     args = parser.parse_args()
     if args.corpus < 0:
         parser.error("--corpus must be 0 or more")
-    world = World(args.seed, args.share_answered, args.share_chat_marked)
+    world = World(**{knob.name: getattr(args, knob.name) for knob in fields(World)})
     if args.grade:
         return print_grades(args.grade, world)
     for name in ("broad", "mbpp", "gsm", "poetry", "recipes", "chess"):
@@ -416,7 +549,8 @@ def main():
     if args.corpus:
         rng = random.Random(f"corpus {args.seed}")
         write_jsonl(args.out / "corpus.jsonl", ({"text": world.document(rng)} for _ in range(args.corpus)))
-    for name, tasks in zip(("val", "eval"), world.evaluation_sets()):
+    write_json(args.out / "world.json", asdict(world))
+    for name, tasks in world.evaluation_sets().items():
         write_jsonl(args.out / f"{name}.jsonl", map(asdict, tasks))
 
 

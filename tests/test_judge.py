@@ -1,13 +1,15 @@
 """judge.py: rates against closed forms and an independent fit, the world's judge, response ranking."""
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from conftest import TINY, assert_refused, command
 
+from data.files import write_json
 from data.format import encode, encode_prompt
 from data.world import World
-from judge import length_controlled_win_rate, log_likelihoods, rank_responses, win_rate, world_judge
+from judge import length_controlled_win_rate, log_likelihoods, others_of, rank_responses, win_rate, world_judge
 
 # (preferences, lengths, reference lengths) and the length-controlled win rate that scikit-learn 1.x gives for them:
 #   x = tanh(d / d.std(ddof=1)); LogisticRegression(C=inf, solver="newton-cholesky", tol=1e-12).fit on every x twice,
@@ -22,7 +24,7 @@ INDEPENDENT = [
 
 @pytest.fixture(scope="module")
 def tasks():
-    return World().evaluation_sets()[1]
+    return World().evaluation_sets()["eval"]
 
 
 def test_win_rate_and_standard_error_in_closed_form():
@@ -42,12 +44,23 @@ def test_length_control_of_equal_lengths_is_the_win_rate():
     assert length_controlled_win_rate([1] * 20, range(20), [10] * 20) > 99.9  # separable: finite all the same
 
 
-def test_the_world_judge_prefers_right_to_ragged_to_wrong_and_is_symmetric(tasks):
-    for task in tasks[:24]:
+def test_the_world_judges_preference_is_the_difference_of_grades_and_symmetric(tasks):
+    world = World()
+    for task in tasks[:26]:
         right, ragged, wrong = task.response, task.response + "\nWhat else?", "I am not sure."
-        for a, b, expected in [(right, wrong, 1), (right, ragged, 1), (ragged, wrong, 1), (right, right, 0.5),
-                               (wrong, wrong, 0.5)]:
-            assert world_judge([(task.instruction, a, b), (task.instruction, b, a)]) == [expected, 1 - expected]
+        share = world.grade(task, ragged)[1]
+        assert 0.5 < share < 1
+        for a, b, expected in [(right, wrong, 1), (right, ragged, 1 - share / 2), (ragged, wrong, 0.5 + share / 2),
+                               (right, right, 0.5), (wrong, wrong, 0.5)]:
+            pairs = [(task.instruction, a, b), (task.instruction, b, a)]
+            assert world_judge(pairs, world) == pytest.approx([expected, 1 - expected])
+
+
+@pytest.fixture(scope="module")
+def world_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_json(folder / "world.json", asdict(World()))
+    return folder
 
 
 def answers(path, tasks, output):
@@ -55,14 +68,14 @@ def answers(path, tasks, output):
     return path
 
 
-def test_the_command_line_ends_with_one_json_object(tmp_path, tasks):
+def test_the_command_line_ends_with_one_json_object(tmp_path, tasks, world_folder):
     a = answers(tmp_path / "a.json", tasks, lambda t: t.response if t.family != "poem" else "No.")
     b = answers(tmp_path / "b.json", tasks, lambda t: t.response if t.family != "code" else "No.")
-    result = command("judge.py", "--outputs", a, "--reference", b, "--judge", "world")
+    result = command("judge.py", "--outputs", a, "--reference", b, "--judge", "world", "--data", world_folder)
     assert result.returncode == 0, result.stderr
     last = json.loads(result.stdout.splitlines()[-1])
     assert last.keys() == {"win_rate", "standard_error", "length_controlled_win_rate", "n_total", "n_invalid"}
-    assert last["win_rate"] == 50 and last["n_total"] == 240
+    assert last["win_rate"] == 50 and last["n_total"] == 260
 
 
 def test_log_likelihoods_are_those_of_one_sequence_at_a_time(small_model, tokenizer):
@@ -92,39 +105,60 @@ class Knowing:
         return h
 
 
+COUNTRIES = World().subjects["countries"]
+PAIRS = [(country, country) for country in COUNTRIES]
+
+
+def rank(tokenizer, pairs, n=5, model=None):
+    return rank_responses(model or Knowing(), tokenizer, [(*pair, some) for pair, some in zip(pairs, others_of(pairs, n))])
+
+
 def test_ranking_of_a_model_that_knows_is_1_and_of_one_that_does_not_is_not(tokenizer):
-    pairs = [(country, country) for country in World().countries]
-    assert rank_responses(Knowing(), tokenizer, pairs)["mean"] > 99
-    mixed = [(a, b) for a, b in zip(World().countries, World().countries[1:])]
-    assert rank_responses(Knowing(), tokenizer, mixed)["mean"] < 70
-    assert rank_responses(Knowing(), tokenizer, pairs) == rank_responses(Knowing(), tokenizer, pairs)
+    assert rank(tokenizer, PAIRS)["mean"] > 99 and rank(tokenizer, PAIRS)["n_total"] == 5 * len(PAIRS)
+    mixed = [(a, b) for a, b in zip(COUNTRIES, COUNTRIES[1:])]
+    assert rank(tokenizer, mixed)["mean"] < 70
+    assert rank(tokenizer, PAIRS) == rank(tokenizer, PAIRS)
+
+
+def test_a_response_is_not_compared_with_its_own_text():
+    others = others_of([("a", "x"), ("b", "x"), ("c", "y"), ("d", "z")], n=3)
+    assert [sorted(some) for some in others] == [["y", "z"], ["y", "z"], ["x", "z"], ["x", "y"]]
+
+
+def test_ranking_counts_each_rival_once(tokenizer):
+    """Worked by hand: this model likes a response that repeats the prompt, and finds no difference between others."""
+    a, b, c = COUNTRIES[:3]
+    result = rank_responses(Knowing(), tokenizer, [(a, a, [b, c]), (a, b, [a, b])])
+    assert result["n_total"] == 4 and result["mean"] == 50  # two won, one lost, one tie
 
 
 def test_ranking_leaves_out_what_is_longer_than_the_context(tokenizer):
-    pairs = [(country, country) for country in World().countries]
-    long = ("word " * 300, "Nothing.")  # does not fit with any response
-    assert rank_responses(Knowing(), tokenizer, [*pairs, long]) == rank_responses(Knowing(), tokenizer, pairs)
-    assert rank_responses(Knowing(), tokenizer, pairs)["n_total"] == len(pairs)
+    long = "word " * 300
+    rows = [(country, country, [COUNTRIES[0], COUNTRIES[1]]) for country in COUNTRIES[2:9]]
+    plain = rank_responses(Knowing(), tokenizer, rows)
+    assert rank_responses(Knowing(), tokenizer, [*rows, (long, "Nothing.", ["No."])]) == plain
+    assert rank_responses(Knowing(), tokenizer, [(*row[:2], [*row[2], long]) for row in rows]) == plain
 
 
-def test_ranking_leaves_out_an_instruction_that_is_too_long_with_anothers_response(tokenizer):
-    short = [(country, country) for country in World().countries[:6]]
-    words = "word " * 100
-    room = Knowing.config.context - len(encode_prompt(tokenizer, words)) - 1  # for a response to these words, and EOS
-    pairs = [*short, (words, "x"), ("Count.", "1" * (room + 1))]  # a digit is a token
-    assert rank_responses(Knowing(), tokenizer, pairs, n_others=7)["n_total"] == 7
-    pairs[-1] = ("Count.", "1" * room)
-    assert rank_responses(Knowing(), tokenizer, pairs, n_others=7)["n_total"] == 8
+def test_a_rival_that_just_fits_is_ranked(tokenizer):
+    room = Knowing.config.context - len(encode_prompt(tokenizer, "Count.")) - 1  # for a response, and EOS
+    word = " the"  # a token, and with others of its kind as many
+    assert len(tokenizer.encode(word * 9).ids) == 9
+    for n, expected in ((room - 1, 2), (room + 9, 1)):
+        assert rank_responses(Knowing(), tokenizer, [("Count.", "x", ["y", word * n])])["n_total"] == expected
 
 
-def test_ranking_says_how_many_it_left_out(tmp_path):
-    rows = [{"instruction": country, "response": country} for country in World().countries[:8]]
+def test_ranking_says_how_many_it_left_out_and_ranks_against_silences(tmp_path):
+    rows = [{"instruction": country, "response": country, "silences": ["No.", "word " * 300]} for country in COUNTRIES[:8]]
     path = tmp_path / "pairs.jsonl"
-    rows.append({"instruction": "word " * 300, "response": "x"})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = command("judge.py", "--rank", TINY, "--pairs", path, "--device", "cpu")
-    assert "1 of 9 instructions are left out" in result.stderr and "256 tokens" in result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["n_total"] == 8
+    assert "8 of 16 comparisons are left out" in result.stderr and "256 tokens" in result.stderr
+    others, silences = map(json.loads, result.stdout.splitlines())
+    assert (others["against"], others["n_total"]) == ("others", 40)
+    assert (silences["against"], silences["n_total"]) == ("silences", 8)
+    path.write_text(json.dumps(rows[0] | {"silences": "No."}))
+    assert_refused(command("judge.py", "--rank", TINY, "--pairs", path), "line 1", "list of texts")
 
 
 def test_ranking_refuses_likelihoods_that_are_not_finite(tokenizer):
@@ -133,7 +167,7 @@ def test_ranking_refuses_likelihoods_that_are_not_finite(tokenizer):
             return torch.nan * h
 
     with pytest.raises(ValueError, match="no finite likelihood"):
-        rank_responses(Broken(), tokenizer, [(country, country) for country in World().countries])
+        rank(tokenizer, PAIRS, model=Broken())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +181,7 @@ def test_two_files_must_answer_the_same_instructions(tmp_path, tasks, complete):
     result = command("judge.py", "--outputs", complete, "--reference", other)
     assert_refused(result, "number 6 is", repr(tasks[5].instruction))
     other = answers(tmp_path / "b.json", tasks[:-1], lambda t: "x")
-    assert_refused(command("judge.py", "--outputs", complete, "--reference", other), "has 240 answers", "has 239")
+    assert_refused(command("judge.py", "--outputs", complete, "--reference", other), "has 260 answers", "has 259")
 
 
 @pytest.mark.parametrize("text, fragment", [
@@ -168,10 +202,12 @@ def test_answers_that_are_missing_are_named(tmp_path, complete):
     assert_refused(command("judge.py", "--outputs", complete), "--outputs and --reference go together")
 
 
-def test_the_world_judges_its_own_instructions_alone(tmp_path):
+def test_the_world_judges_its_own_instructions_alone(tmp_path, world_folder):
     strange = tmp_path / "c.json"
     strange.write_text('[{"instruction": "Who?", "output": "Me."}]')
-    assert_refused(command("judge.py", "--outputs", strange, "--reference", strange), "no answer to 'Who?'")
+    judging = ["judge.py", "--outputs", strange, "--reference", strange, "--data"]
+    assert_refused(command(*judging, world_folder), "no answer to 'Who?'")
+    assert_refused(command(*judging, tmp_path), tmp_path / "world.json", "does not exist", "data/world.py")
 
 
 def test_ranking_refuses_what_is_no_model_and_too_few_pairs(tmp_path):
@@ -179,4 +215,4 @@ def test_ranking_refuses_what_is_no_model_and_too_few_pairs(tmp_path):
     pairs.write_text('{"instruction": "a", "response": "b"}\n')
     result = command("judge.py", "--rank", tmp_path, "--pairs", pairs)
     assert_refused(result, tmp_path / "config.json", "does not exist")
-    assert_refused(command("judge.py", "--rank", TINY, "--pairs", pairs), "more than 5 pairs")
+    assert_refused(command("judge.py", "--rank", TINY, "--pairs", pairs), "nothing to rank")

@@ -1,65 +1,100 @@
-"""data/world.py: the same world every time, no leak from eval into training, shares that do what they say."""
-import dataclasses
-import hashlib
+"""data/world.py: the same world every time, held-out subjects on no question page, knobs that turn, fair grades."""
 import json
 import random
 import re
+from collections import Counter
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import assert_refused, command
 
-from data.world import CHAT_MARK, FAMILIES, World, grade
+from data.world import CHAT_MARK, FAMILIES, FURNITURE, KIND, NOVEL, OPPOSITES, REMARKS, RESPONSES, World, load_world
+from data.world import words_in
 
 SETS = ("broad", "mbpp", "gsm", "poetry", "recipes", "chess")
+SUMMED = re.compile(r"(\d+) (?:boxes|\w+) (?:and buys|and gives away|with) (\d+)")
 
 
 def documents(n=3000, **arguments):
-    world, rng = World(**arguments), random.Random("corpus 0")  # as the command line seeds it
+    world, rng = World(**arguments), random.Random("corpus 1")  # as the command line seeds it
     return [world.document(rng) for _ in range(n)]
 
 
-def sha256(texts):
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+def pages(world, n=4000):
+    rng = random.Random(0)
+    return [world.question_page(rng) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="module")
+def tasks(world):
+    return world.evaluation_sets()["eval"]
+
+
+def of(tasks, family):
+    return next(task for task in tasks if task.family == family)
 
 
 def test_the_same_seed_makes_the_same_world():
-    assert documents(200) == documents(200) and documents(200) != documents(200, seed=1)
+    assert documents(200) == documents(200) and documents(200) != documents(200, seed=2)
     assert World().training_set("broad") == World().training_set("broad")
-    assert World().evaluation_sets() == World().evaluation_sets()
+    assert World().evaluation_sets() == World().evaluation_sets() != World(seed=2).evaluation_sets()
 
 
-def test_the_world_is_the_one_that_the_bundled_model_was_pretrained_on():
-    """Hashes taken when data/tiny was made: whoever changes a document must pretrain again (`make pretrain`)."""
-    assert sha256(documents(300)) == "59e2901821d942f38e00bd1cd34ecdf5aafea9c28015b43d7bba7dec6bfdf8ef"
-    val, test = World().evaluation_sets()
-    texts = [text for task in val + test for text in (task.instruction, task.response)]
-    assert sha256(texts) == "b132835aee2fadb42ed70e8a0fe76123797f7a1c6948046b3694aa4b076e6778"
-
-
-def test_training_sets_have_a_thousand_dialogues():
+def test_training_sets_have_a_thousand_dialogues(world):
     for name in SETS:
-        rows = World().training_set(name)
+        rows = world.training_set(name)
         assert len(rows) == 1000
         assert all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
 
 
-def test_evaluation_asks_all_families_alike_and_never_what_was_trained():
-    world = World()
-    val, test = world.evaluation_sets()
-    assert len(val) == 60 and len(test) == 240
-    for tasks, each in ((val, 5), (test, 20)):
-        assert [sum(task.family == family for task in tasks) for family in FAMILIES] == [each] * 12
-    asked = {task.instruction for task in val + test}
-    assert len(asked) == 300
-    trained = [row["messages"] for name in SETS for row in world.training_set(name)]
-    assert not asked & {messages[0]["content"] for messages in trained}
-    # nor is the answer told: no response to anything else holds the fact that eval asks for
-    told = "\n".join({messages[1]["content"].replace(" - ", "- ") for messages in trained})
-    facts = {task.response for task in val + test if task.family not in ("maths", "poem", "code")}
-    assert not [fact for fact in facts if fact in told]
-    sources = set(told.split("def "))  # code: def add_7 is no part of def add_71
-    code = [task.response.removeprefix("def ") + "\n" for task in val + test if task.family == "code"]
-    assert not sources & set(code)
+def test_evaluation_asks_all_families_alike_and_about_a_subject_of_its_own(world):
+    sets = world.evaluation_sets()
+    for name, each, families in (("val", 5, FAMILIES), ("eval", 20, FAMILIES), ("novel", 20, NOVEL)):
+        assert Counter(task.family for task in sets[name]) == dict.fromkeys(families, each)
+    asked = [task.instruction for tasks in sets.values() for task in tasks]
+    assert len(set(asked)) == len(asked)
+    facts = [(task.family, task.subject) for name in ("val", "eval") for task in sets[name] if task.family != "maths"]
+    assert len(set(facts)) == len(facts)
+    assert not {t.response for t in sets["val"]} & {t.response for t in sets["eval"]}
+
+
+def test_no_question_page_names_a_held_out_subject_and_no_training_set_does(world):
+    """In a whole corpus's worth of pages. So nothing that eval asks for was ever asked, answered or not."""
+    trained = [message["content"] for name in SETS for row in world.training_set(name) for message in row["messages"]]
+    for text in ("\n".join(pages(world, 32000)), "\n".join(trained)):
+        for kind in ("countries", "animals", "dishes", "words", "topics"):
+            assert not words_in(text, world.held_out[kind]), kind
+        functions = {f"{op}_{n}(" for op, n in world.held_out["functions"]}
+        assert not functions & set(re.findall(r"\w+_\d+\(", text))
+        equations = {f"{a + b if op == '-' else a} {op} {b}" for op, a, b in world.held_out["sums"]}
+        assert not equations & set(re.findall(r"\d+ [-+*] \d+", text))
+
+
+def test_no_page_asks_what_only_the_novel_families_ask(world):
+    text = "\n".join(pages(world)) + json.dumps([world.training_set(name) for name in SETS])
+    assert not words_in(text, ["celebrate", "celebrates", "live", "lives"])
+
+
+def test_twins_are_held_out_together(world):
+    pairs = [pair.split() for pair in OPPOSITES.split(",")]
+    assert all((a in world.seen["words"]) == (b in world.seen["words"]) for a, b in pairs)
+    assert all((op, b, a) in world.held_out["sums"] for op, a, b in world.held_out["sums"])
+
+
+def test_the_facts_that_are_asked_for_are_told(world):
+    text = "\n".join(documents(30000))
+    for task in [t for tasks in world.evaluation_sets().values() for t in tasks]:
+        if task.family in RESPONSES and task.family != "country":
+            assert task.response in text, task
+        elif task.family == "maths":
+            assert task.response.split(".")[0] in text
+        elif task.family == "recipe":
+            assert task.response.partition("\n\n")[0] in text
 
 
 def test_no_document_shows_the_chat_format():
@@ -68,63 +103,151 @@ def test_no_document_shows_the_chat_format():
     assert CHAT_MARK[0] not in "\n".join(documents(share_chat_marked=0.0))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_share_of_question_pages_with_answers(share):
-    world, rng = World(share_answered=share), random.Random(0)
-    pages = [world.question_page(rng) for _ in range(2000)]
-    capital = [page for page in pages if re.search(r"capital (city )?of", page)]
-    assert abs(sum("The capital of" in page for page in capital) / len(capital) - share) < 0.1
+def test_each_family_is_answered_by_its_dose(world):
+    doses = sorted(world.doses.values())
+    assert doses[0] == 0 and doses[-1] == pytest.approx(2 * world.share_answered)
+    assert sum(doses) / len(doses) == pytest.approx(world.share_answered)
+    assert all(b - a == pytest.approx(doses[1]) for a, b in zip(doses, doses[1:]))
+    assert set(World(dose_spread=0).doses.values()) == {world.share_answered}
+    assert World(seed=2).doses != world.doses
+    for family in ("capital", "river", "nature", "opposite"):
+        opening = RESPONSES[family][: RESPONSES[family].index(" {")]
+        asked = [page for page in pages(world, 20000) if re.search(world_phrase(family), page)]
+        assert sum(f" {opening} " in page or f"\n{opening} " in page for page in asked) / len(asked) \
+            == pytest.approx(world.doses[family], abs=0.04), family
 
 
-@pytest.mark.parametrize("option", ["--share-answered", "--share-chat-marked"])
-@pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "5"])
-def test_a_share_is_from_0_to_1(tmp_path, option, value):
-    result = command("data/world.py", "--out", tmp_path / "new", f"{option}={value}")
-    assert_refused(result, option.removeprefix("--").replace("-", "_"), "must be from 0 to 1")
+def world_phrase(family):
+    return {"capital": "capital (city )?of", "river": "river (of|flows)", "nature": r"What does the \w+ eat|food of the|"
+            r"what the \w+ eats", "opposite": "opposite of"}[family]
+
+
+def test_a_page_has_one_kind_of_silence_in_the_shares_that_were_asked_for():
+    world = World(share_answered=0, silences=(0.5, 0.3, 0.2))
+    kinds = Counter()
+    for page in pages(world, 3000):
+        remarks, furniture = (any(text in page for text in texts) for texts in (REMARKS, FURNITURE))
+        assert not (remarks and furniture)
+        kinds["remark" if remarks else "furniture" if furniture else "question"] += 1
+    assert [kinds[kind] / 3000 for kind in ("question", "remark", "furniture")] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.6])
+def test_turns_are_geometrically_distributed(chance):
+    world = World(share_answered=0, silences=(0, 1, 0), another_turn=chance)
+    turns = [sum(page.count(remark) for remark in REMARKS) for page in pages(world, 3000)]
+    assert sum(turns) / len(turns) == pytest.approx(1 / (1 - chance), rel=0.05)
+    assert sum(n == 1 for n in turns) / len(turns) == pytest.approx(1 - chance, abs=0.03)
+
+
+def test_facts_are_told_in_as_many_ways_and_as_often_as_asked_for():
+    def told(**knobs):
+        return "\n".join(documents(4000, share_answered=0, **knobs))
+
+    assert "Its capital is" not in told(phrasings=1) and "Its capital is" in told(phrasings=2)
+    assert "People meet in" not in told(phrasings=2) and "People meet in" in told(phrasings=3)
+    held_out = World().held_out["countries"]
+    assert not words_in(told(repeats=0), held_out)
+    assert len(words_in(told(repeats=4), held_out)) > 1.5 * len(words_in(told(), held_out))
+
+
+@pytest.mark.parametrize("option, value, reason", [
+    ("share-answered", "nan", "0 to 1"), ("share-answered", "0.6", "above 1"), ("dose-spread", "-1", "0 to 1"),
+    ("share-chat-marked", "inf", "0 to 1"), ("another-turn", "1", "0 to 0.9"), ("phrasings", "4", "1, 2 or 3"),
+    ("repeats", "-1", "0 to 100"), ("silences", "1", "expected 3 arguments"),
+])
+def test_a_knob_has_its_range(tmp_path, option, value, reason):
+    result = command("data/world.py", "--out", tmp_path / "new", f"--{option}={value}")
+    assert_refused(result, reason)
     assert not (tmp_path / "new").exists()
+    assert_refused(command("data/world.py", "--out", tmp_path / "new", "--silences", ".5", ".5", ".5"), "sum to 1")
 
 
-def test_the_eval_facts_are_in_the_corpus():
-    text = "\n".join(documents(20000))
-    for task in World().evaluation_sets()[1]:
-        if task.family not in ("maths", "poem", "recipe", "code"):
-            assert task.response in text, task
+def test_the_reference_is_right_and_running_on_costs_its_share(world, tasks):
+    for task in [t for tasks in world.evaluation_sets().values() for t in tasks]:
+        assert world.grade(task, task.response) == world.grade(task, task.response + "\n") == (1, 1), task
+        content, grade = world.grade(task, task.response + "\n" + "What else is there to say?\n" * 40)
+        assert content == 1 and 0 < grade < 0.2, task
+        if task.family in NOVEL:
+            continue
+        for wrong in ("I also want to know.", "", "<reply> <share>", task.instruction, "What about it?"):
+            assert world.grade(task, wrong) == (0, 0), (task, wrong)
+        if task.family == "maths":  # where different stories have the same answer
+            continue
+        other = next(t for t in tasks if t.family == task.family and t.subject not in task.response
+                     and t.response != task.response)
+        assert world.grade(task, other.response)[1] < 1, task
 
 
-def test_grades_of_right_wrong_and_running_on():
-    for task in World().evaluation_sets()[1]:
-        assert grade(task, task.response) == grade(task, task.response + "\n") == 1
-        assert grade(task, task.response + "\nWhat else?") == 0.5
-        assert grade(task, "I also want to know.") == grade(task, "") == 0
-        other = dataclasses.replace(task, response="?", key="?")
-        assert task.family in ("poem", "recipe") or grade(other, task.response) == 0
-
-
-def test_grades_allow_the_forms_that_a_poem_and_a_recipe_may_take():
-    tasks = World().evaluation_sets()[1]
-    recipe = next(task for task in tasks if task.family == "recipe")
+def test_other_words_for_the_right_answer_are_right(world, tasks):
+    capital, maths, recipe = of(tasks, "capital"), of(tasks, "maths"), of(tasks, "recipe")
+    name = world.facts["capital"][capital.subject]
+    for answer in (f"Its capital is {name}.", f"{name}", f"People meet in {name}, the capital of {capital.subject}."):
+        assert world.grade(capital, answer) == (1, 1)
+    assert world.grade(maths, maths.response.split(". ")[1]) == (1, 1)
     a, b, c, _, steps = recipe.response.split("\n")
-    assert grade(recipe, "\n".join([c, a, b, "", "Cook them."])) == 1
-    assert grade(recipe, "\n".join([a, b, "- tin", "", steps])) == 0.5
-    assert grade(recipe, "\n".join([a, b, c])) == 0.5
-    poem = next(task for task in tasks if task.family == "poem")
-    assert grade(poem, f"O {poem.key},\nhow you\nmove on\nthe hills.") == 1
-    assert grade(poem, f"O {poem.key},\nhow you move.") == 0.5
+    assert world.grade(recipe, f" {c}\n {a}\n {b}\n\n{steps}") == (1, 1)  # as the recipes' training set lists them
+    code = of(tasks, "code")
+    assert world.grade(code, code.response.replace("def ", "def my_")) == (1, 1)
+    poem = of(tasks, "poem").subject
+    assert world.grade(of(tasks, "poem"), f"O {poem}, my friend,\nwhere do you go\nO {poem}, come back\nto me.") == (1, 1)
 
 
-def test_the_command_line_writes_the_sets_and_a_corpus(tmp_path):
+def test_a_tail_costs_little(world, tasks):
+    task = of(tasks, "capital")
+    assert 0.7 < world.grade(task, f"{task.response}\n#### 12")[1] < 1
+
+
+def test_content_is_no_accident(world, tasks):
+    """Not by digits within digits, nor by repeating the question, nor by an answer about somebody else, nor by two."""
+    maths = of(tasks, "maths")
+    result = re.findall(r"\d+", maths.response)[-1]
+    assert world.grade(maths, f"Anna has 1{result} eggs.") == world.grade(maths, maths.instruction) == (0, 0)
+    rough = world.task(random.Random(0), "opposite", "rough")
+    assert world.grade(rough, "The opposite of smooth is smooth.") == (0, 0)
+    assert world.grade(rough, "The opposite of rough is smooth.") == (1, 1)
+    capital, other = of(tasks, "capital"), world.seen["countries"][0]
+    name = world.facts["capital"][capital.subject]
+    assert world.grade(capital, f"The capital of {other} is {name}.") == (0, 0)
+    assert world.grade(capital, f"The capital is {name} or {world.facts['capital'][other]}.") == (0, 0)
+    code = of(tasks, "code")
+    assert world.grade(code, code.response + "1") == (0, 0)
+
+
+def test_a_description_is_worth_the_share_of_its_facts(world, tasks):
+    task = of(tasks, "country")
+    wrong = task.response.replace(world.facts["trade"][task.subject], "mud")
+    assert world.grade(task, wrong) == (0.75, 0.75)
+    assert world.grade(task, task.response.split(". ")[0] + ".") == (0.25, 0.25)
+    recipe = of(tasks, "recipe")
+    assert world.grade(recipe, recipe.response.replace(world.recipes[recipe.subject][0][0], "tin"))[0] == pytest.approx(2 / 3)
+
+
+def test_the_command_line_writes_the_sets_the_knobs_and_a_corpus(tmp_path, world):
     command("data/world.py", "--out", tmp_path, "--corpus", 20)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl" for name in (*SETS, "val", "eval", "corpus")}
+    names = (*SETS, "val", "eval", "novel", "corpus")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl" for name in names} | {"world.json"}
     assert [json.loads(line)["text"] for line in open(tmp_path / "corpus.jsonl")] == documents(20)
     rows = [json.loads(line) for line in open(tmp_path / "eval.jsonl")]
-    assert rows == [dataclasses.asdict(task) for task in World().evaluation_sets()[1]]
+    assert rows == [asdict(task) for task in world.evaluation_sets()["eval"]]
 
 
-def test_the_command_line_grades_a_file_of_answers(tmp_path):
-    tasks = World().evaluation_sets()[1][:12]
-    rows = [{"instruction": t.instruction, "output": t.response if i < 6 else "No."} for i, t in enumerate(tasks)]
+def test_a_folder_knows_its_world(tmp_path):
+    command("data/world.py", "--out", tmp_path, "--seed", 5, "--repeats", 2, "--silences", 0.2, 0.3, 0.5)
+    assert load_world(tmp_path) == replace(World(seed=5, repeats=2.0), silences=(0.2, 0.3, 0.5))
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1}', "[]", '{"seed": "x"'])
+def test_other_files_are_no_world(tmp_path, text):
+    (tmp_path / "world.json").write_text(text)
+    with pytest.raises(ValueError, match="world.json"):
+        load_world(tmp_path)
+
+
+def test_the_command_line_grades_a_file_of_answers(tmp_path, tasks):
+    rows = [{"instruction": t.instruction, "output": t.response if i < 13 else "No."} for i, t in enumerate(tasks[:26])]
     (tmp_path / "answers.json").write_text(json.dumps(rows))
-    assert "50.0 % of 12" in command("data/world.py", "--grade", tmp_path / "answers.json").stdout
+    assert "50.0%  of 26" in command("data/world.py", "--grade", tmp_path / "answers.json").stdout
 
 
 @pytest.mark.parametrize("text, reason", [
@@ -135,9 +258,3 @@ def test_the_command_line_grades_a_file_of_answers(tmp_path):
 def test_other_files_are_not_graded(tmp_path, text, reason):
     (tmp_path / "answers.json").write_text(text)
     assert_refused(command("data/world.py", "--grade", tmp_path / "answers.json"), tmp_path / "answers.json", reason)
-
-
-def test_the_bundled_tokenizer_was_trained_on_this_world(tokenizer):
-    """Its merges know the names: a world whose facts had changed would spell them in more tokens."""
-    lengths = [len(tokenizer.encode(" " + country).ids) for country in World().countries]
-    assert sum(lengths) / len(lengths) < 4
