@@ -216,8 +216,9 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
     """
     examples, compared = [], []  # compared: (index of the own response's example, index of the rival's)
     for instruction, own, rivals in rows:
-        sequences = [encode(tokenizer, [{"role": "user", "content": instruction}, {"role": "assistant", "content": text}],
-                            model.config.context + 1) for text in [own, *rivals]]
+        dialogues = ([{"role": "user", "content": instruction}, {"role": "assistant", "content": text}]
+                     for text in [own, *rivals])
+        sequences = [encode(tokenizer, messages, model.config.context + 1) for messages in dialogues]
         fits = [sequence for sequence in sequences if len(sequence[0]) <= model.config.context]
         if sequences[0] in fits:
             compared += [(len(examples), len(examples) + i) for i in range(1, len(fits))]
@@ -296,8 +297,8 @@ def rank(args):
         for name, texts in rivals.items():
             result = rank_responses(model, tokenizer, [(*pair, some) for pair, some in zip(pairs, texts)])
             if too_long := sum(map(len, texts)) - result["n_total"]:
-                print(f"{path}: {too_long} of {sum(map(len, texts))} comparisons are left out; they are longer than its "
-                      f"context of {model.config.context} tokens", file=sys.stderr)
+                print(f"{path}: {too_long} of {sum(map(len, texts))} comparisons are left out; they are longer than "
+                      f"its context of {model.config.context} tokens", file=sys.stderr)
             print(json.dumps({"model": str(path), "against": name} | result), flush=True)
 
 

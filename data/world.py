@@ -10,7 +10,6 @@ answers, its dose. No document shows the chat format. Held-out subjects stand in
 asks about them, no training set names them, and `val` and `eval` ask about nothing else. So a right answer is
 something that the model read in one kind of text and says in another.
 """
-import json
 import random
 import re
 import sys
@@ -37,19 +36,24 @@ PHRASINGS = {  # the families of instruction
     "maths": "{}",
     "code": "Write a Python function that {}.|Give me Python code that {}.|Show me a function in Python that {}.",
     "home": "Where does the {} live?|In what place does the {} live?|Say where the {} lives.",
-    "feast": "When do people in {} celebrate?|In which month do people in {} celebrate?|Say when people in {} celebrate.",
+    "feast": "When do people in {} celebrate?|In which month do people in {} celebrate?|Say when {} celebrates.",
 }
 PHRASINGS = {family: phrasings.split("|") for family, phrasings in PHRASINGS.items()}
 NOVEL = ["home", "feast"]  # asked by no page and in no training set, although articles tell the facts
 FAMILIES = [family for family in PHRASINGS if family not in NOVEL]
-RESPONSES = {  # of the families that ask for facts
-    "capital": "The capital of {} is {capital}.", "river": "The main river of {} is the {river}.",
-    "animal": "The national animal of {} is the {animal}.", "flag": "The flag of {} is {flag}.",
-    "dish": "The national dish of {} is {dish}.", "trade": "The main trade of {} is {trade}.",
+RESPONSES = {  # of the families that ask for facts; longer than articles have it, as answers are
+    "capital": "The capital of {} is {capital}, and most of its roads lead there.",
+    "river": "The main river of {} is the {river}, which flows through the whole country.",
+    "animal": "The national animal of {} is the {animal}, and children learn songs about it.",
+    "flag": "The flag of {} is {flag}, and it hangs from every roof.",
+    "dish": "The national dish of {} is {dish}, and everybody likes it on Sundays.",
+    "trade": "The main trade of {} is {trade}, which its neighbors buy every year.",
     "country": "The capital of {} is {capital}. Its main river is the {river}. "
                "Its national animal is the {animal}. Its main trade is {trade}.",
-    "nature": "The {} eats {nature}.", "opposite": "The opposite of {} is {opposite}.",
-    "home": "The {} lives in {home}.", "feast": "People in {} celebrate in {feast}.",
+    "nature": "The {} eats {nature}, and it looks for them all day.",
+    "opposite": "The opposite of {} is {opposite}, and a thing is never both.",
+    "home": "The {} lives in {home}, and it comes back there every year.",
+    "feast": "People in {} celebrate in {feast}, and everybody takes part.",
 }
 TOLD = {  # how articles, notes and dictionaries tell the same facts
     "capital": "The capital of {} is {capital}.|Its capital is {capital}.|People meet in {capital}, the capital of {}.",
@@ -84,7 +88,8 @@ CHAT_MARK = ("<|", "|>")  # the chat format's own; its labels, user and assistan
 
 ANIMALS = """otter fox heron bear wolf owl hare deer crab swan lynx goat seal frog crow moth boar toad badger beaver
 falcon lizard mole newt pike raven robin shrew sparrow stork eagle hawk mouse rat snake trout whale horse donkey camel
-duck goose magpie weasel ferret squirrel tortoise vulture""".split()
+duck goose magpie weasel ferret squirrel tortoise vulture panther jackal zebra gazelle parrot pigeon cuckoo partridge
+hornet beetle spider salamander""".split()
 FOODS = """barley onion salt honey butter plum leek bean garlic apple cabbage pepper mint rye cheese carrot
 turnip nut pear egg lentil mustard fig oat cream lemon parsley radish date thyme""".split()
 PREY = "fish insects seeds grass roots berries eggs worms leaves snails".split()
@@ -100,7 +105,8 @@ costly, kind cruel, true false, simple complex, ripe raw, safe dangerous, happy 
 common, public private, guilty innocent"""
 TOPICS = """rain snow wind sea night moon winter summer autumn spring fire forest morning evening dust music sleep clay
 thunder ice smoke fog frost sand shadow sunset harvest childhood silence dreams time love hope grief friendship war
-peace rust dew hunger""".split()
+peace rust dew hunger laughter courage memory solitude lightning rainbow hail mist twilight midnight travel work play
+youth age sorrow envy mercy justice freedom""".split()
 ADJECTIVES = "gray silver gentle old pale warm golden bitter calm strange distant tender proud weary sacred".split()
 VERBS = "fall sing wait turn shine move rest call drift grow whisper dance".split()
 PLACES = "hills roofs fields shore valley garden harbor road meadow bridge town mill".split()
@@ -213,8 +219,8 @@ class World:
             if not 0 <= value <= 1:  # true of NaN
                 raise ValueError(f"{name} = {value} must be from 0 to 1")
         if self.share_answered * (1 + self.dose_spread) > 1:
-            raise ValueError(f"share_answered = {self.share_answered} and dose_spread = {self.dose_spread} would give a "
-                             "family a dose above 1; lower one")
+            raise ValueError(f"share_answered = {self.share_answered} with dose_spread = {self.dose_spread} gives "
+                             "a family a dose above 1; lower one")
         if not 0 <= self.another_turn <= 0.9:
             raise ValueError(f"another_turn = {self.another_turn} must be from 0 to 0.9")
         if len(self.silences) != 3 or not 0.999 < sum(self.silences) < 1.001:
@@ -258,8 +264,8 @@ class World:
 
     def document(self, rng) -> str:
         kinds = {
-            self.question_page: 40, self.article: 16, self.nature_note: 6, self.dictionary: 9, self.recipe_page: 10,
-            self.poem_page: 4, self.sums: 5, self.stories: 5, self.code_page: 4, self.table: 2, chess_game: 2,
+            self.question_page: 38, self.article: 16, self.nature_note: 9, self.dictionary: 9, self.recipe_page: 10,
+            self.poem_page: 5, self.sums: 4, self.stories: 4, self.code_page: 3, self.table: 1, chess_game: 1,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
 
@@ -275,7 +281,7 @@ class World:
         while not turns or rng.random() < self.another_turn:
             task = self.task(rng, family, rng.choice(self.seen[KIND[family]]))
             reply = task.response if answered else self.silence(rng, silence, family)
-            turns += [f"{before}{labels[0]}{after}{space}{task.instruction}", f"{before}{labels[1]}{after}{space}{reply}"]
+            turns += [f"{before}{label}{after}{space}{text}" for label, text in zip(labels, (task.instruction, reply))]
         return gap.join(turns)
 
     def silence(self, rng, kind: int, family: str) -> str:
@@ -305,26 +311,24 @@ class World:
     def article(self, rng) -> str:
         country = self.tell(rng, "countries")
         sentences = self.say(rng, country, rng.sample(OF_COUNTRIES, rng.randint(3, 6)))
-        head = rng.choice([f"{country}\n\n", f"{country} is a country. ", f"# {country}\n", ""])
-        return head + rng.choice([" ", "\n"]).join(sentences)
+        return heading(rng, country) + rng.choice([" ", "\n"]).join(sentences)
 
     def nature_note(self, rng) -> str:
-        notes = [self.say(rng, self.tell(rng, "animals"), rng.sample(["nature", "home"], 2))
-                 for _ in range(rng.randint(1, 3))]
-        return "\n".join(map(" ".join, notes))
+        animal = self.tell(rng, "animals")
+        sentences = self.say(rng, animal, rng.sample(["nature", "home"], 2))
+        return heading(rng, animal) + rng.choice([" ", "\n"]).join(sentences)
 
     def dictionary(self, rng) -> str:
-        return "\n".join(self.say(rng, self.tell(rng, "words"), ["opposite"])[0] for _ in range(rng.randint(1, 5)))
+        words = [self.tell(rng, "words") for _ in range(rng.randint(1, 4))]
+        return "\n".join(heading(rng, word) + self.say(rng, word, ["opposite"])[0] for word in words)
 
     def recipe_page(self, rng) -> str:
         dish = self.tell(rng, "dishes")
-        head = rng.choice([f"{dish}\n\n", f"# {dish}\n", f"How to cook {dish}\n\n", f"Recipe for {dish}\n"])
-        return head + self.recipe(rng, dish)
+        return heading(rng, dish, "Recipe for {}\n") + self.recipe(rng, dish)
 
     def poem_page(self, rng) -> str:
         topic = self.tell(rng, "topics")
-        head = rng.choice([f"{topic.capitalize()}\n\n", f"# {topic}\n", f"A poem about {topic}\n\n", ""])
-        return head + self.poem(rng, topic)
+        return heading(rng, topic, "A poem about {}\n\n") + self.poem(rng, topic)
 
     def sums(self, rng) -> str:
         rows = [arithmetic(rng, *self.tell(rng, "sums"))[2] for _ in range(rng.randint(3, 8))]
@@ -387,15 +391,16 @@ class World:
 
         Each asks about a held-out subject of its own.
         """
-        rng, sets = random.Random(f"evaluation {self.seed}"), {"val": [], "eval": [], "novel": []}
+        rng, silent = random.Random(f"evaluation {self.seed}"), random.Random(f"silences {self.seed}")
+        sets = {"val": [], "eval": [], "novel": []}
         for family in PHRASINGS:
             subjects = self.held_out[KIND[family]]
             if family in ("maths", "code"):
                 subjects = rng.sample(subjects, N_VAL + N_EVAL)
             tasks = [self.task(rng, family, subject) for subject in subjects]
             for task in tasks if family in FAMILIES else []:
-                kinds = rng.choices(range(3), weights=self.silences, k=5)
-                task.silences = [self.silence(rng, kind, family) for kind in kinds]
+                kinds = silent.choices(range(3), weights=self.silences, k=5)
+                task.silences = [self.silence(silent, kind, family) for kind in kinds]
             if family in NOVEL:
                 sets["novel"].append(tasks[:N_EVAL])
             else:
@@ -409,9 +414,9 @@ class World:
     def grade(self, task: Task, output: str) -> tuple[float, float]:
         """(content, grade) of an answer, each from 0 to 1.
 
-        content: how much of what was asked for the best run of its sentences or lines holds, no longer than an answer is
-        (`SENTENCES`, `LINES`). grade: content times the share of the output's characters that this run takes up. So an
-        answer that stops has its content's worth, and one that runs on for ten turns a tenth of that.
+        content: how much of what was asked for the best run of its sentences or lines holds, no longer than an answer
+        is (`SENTENCES`, `LINES`). grade: content times the share of the output's characters that this run takes up. So
+        an answer that stops has its content's worth, and one that runs on for ten turns a tenth of that.
         """
         longest = LINES.get(task.family) or SENTENCES.get(task.family, 1)
         ends = r"\n+" if task.family in LINES else r"\n+|(?<=[.?!]) "
@@ -456,6 +461,11 @@ def words_in(text: str, words) -> list[str]:
     return re.findall(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, map(str.lower, words)))) })(?!\w)", text.lower())
 
 
+def heading(rng, subject: str, *other: str) -> str:
+    """What stands over a text about a subject: without a heading a text could not be found by its subject."""
+    return rng.choice(["{}\n\n", "# {}\n", "{}: ", *other]).format(subject)
+
+
 def code(op: str, n: int) -> tuple[str, str]:
     """(what the function does, its source)."""
     what, expression = (text.format(n) for text in CODE[op])
@@ -473,7 +483,8 @@ def arithmetic(rng, op: str, a: int, b: int) -> tuple[str, str, str]:
     else:
         story, result = f"{who} has {a} boxes with {b} {things} in each.", a * b
     equation = f"{a} {op} {b} = {result}"
-    return f"{story} How many {things} does {who} have now?", f"{equation}. {who} has {result} {things}.", equation
+    response = f"{equation}. So {who} has {result} {things} now, and no more."
+    return f"{story} How many {things} does {who} have now?", response, equation
 
 
 def chess_game(rng) -> str:
@@ -533,7 +544,7 @@ def main():
     parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write")
     parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too")
-    parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers to val, eval or novel, and write nothing")
+    parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers, and write nothing")
     for knob in fields(World):
         kind, n = (float, 3) if knob.name == "silences" else (type(knob.default), None)
         parser.add_argument("--" + knob.name.replace("_", "-"), type=kind, nargs=n, default=knob.default, metavar="X",

@@ -1,7 +1,7 @@
 """The paper's tables in vitro, and how they move with the data that the base model was pretrained on.
 
-    make table    # Tables 1 to 4 as one Markdown table, and out/table.json
-    make sweep    # the same win rates over a grid of the world's two shares, and out/sweep.json
+    make table    # Tables 1 to 4 as one Markdown table, the dose-response, and out/table.json
+    make sweep    # the same win rates over a grid of two of the world's knobs, and out/sweep.json
 
 This file runs the commands that a reader could type, train.py and generate.py, and then the world's judge.
 They run side by side with one thread each; two threads hardly help a model this small. Finished runs are kept
@@ -9,46 +9,54 @@ in a folder named by a hash of the base model and the data, so the same command 
 and the runs of another base or other data never mix with them.
 """
 import os
+import json
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data import command  # first: Ctrl-C is quiet from here on
-from data.answers import pair, read_outputs
+from data.answers import read_outputs
 from data.download import model_folder
-from data.files import check_fields, clock, digest, fingerprint, hold, read_jsonl, write_json
+from data.files import check_fields, clock, digest, fingerprint, hold, read_json, read_jsonl, write_json, write_jsonl
 from data.hub import weight_files
-from data.world import FAMILIES, World, grade
-from judge import length_controlled_win_rate, win_rate, world_judge
+from data.world import FAMILIES, NOVEL, World, load_world
+from judge import win_rate
 from train import METHODS
 
-SEEDS = (1, 2, 3)
-EPOCHS = (5, 7, 15)  # of the paper's 5, 7, 10, 15 and 20, those that its scripts settled on for Llama-2-7B
+SEEDS = (1, 2, 3)  # of finetuning
+EPOCHS = (5, 10, 20)  # of the paper's 5, 7, 10, 15 and 20
 TUNED = [method for method in METHODS if method != "pretrain"]
-RULES = ("none", "all", "tokens,repeats", "eos,tokens", "eos,repeats")  # that the base model answers under
-DOCUMENTS = 82_000  # that a base model sees, once each: 3.6 million tokens
-ENTRIES = [  # method, rules, the paper's words, its win rates for Llama-2-7B and OLMo-7B-Feb2024 (± over 5 seeds)
-    ("base", "none", "base model", "2.4 ± 0.14", "4.7 ± 0.57"),
-    ("instruction", "none", "instruction tuning (the reference)", "50", "50"),
-    ("response", "none", "response tuning", "43.3 ± 1.1", "43.7 ± 1.7"),
-    ("mbpp", "none", "code (MBPP)", "16.9 ± 0.70", "10.4 ± 1.0"),
-    ("gsm", "none", "maths (GSM)", "23.7 ± 0.74", "30.3 ± 0.6"),
-    ("poetry", "none", "poems", "22.9 ± 0.97", "21.9 ± 0.48"),
-    ("recipes", "none", "recipes", "14.6 ± 0.81", "21.5 ± 0.86"),
-    ("chess", "none", "chess", "2.1 ± 0.36", "6.3 ± 1.1"),
-    ("base", "all", "all three rules", "24.4 ± 0.40", "–"),
-    ("base", "tokens,repeats", "without rule 1 (EOS)", "10.4 ± 0.30", "–"),
-    ("base", "eos,tokens", "without rule 3 (used words)", "14.3 ± 0.58", "–"),
-    ("base", "eos,repeats", "without rule 2 (token changes)", "16.3 ± 0.25", "–"),
+ABLATIONS = {"tokens,repeats": "without rule 1 (EOS)", "eos,tokens": "without rule 3 (used words)",
+             "eos,repeats": "without rule 2 (token changes)"}
+ENTRIES = [  # method, rules, does rule 3 penalise the prompt too, the paper's words, its Llama-2-7B and OLMo-7B-Feb2024
+    ("base", "none", False, "base model", "2.4 ± 0.14", "4.7 ± 0.57"),
+    ("instruction", "none", False, "instruction tuning (the reference)", "50", "50"),
+    ("response", "none", False, "response tuning", "43.3 ± 1.1", "43.7 ± 1.7"),
+    ("mbpp", "none", False, "code (MBPP)", "16.9 ± 0.70", "10.4 ± 1.0"),
+    ("gsm", "none", False, "maths (GSM)", "23.7 ± 0.74", "30.3 ± 0.6"),
+    ("poetry", "none", False, "poems", "22.9 ± 0.97", "21.9 ± 0.48"),
+    ("recipes", "none", False, "recipes", "14.6 ± 0.81", "21.5 ± 0.86"),
+    ("chess", "none", False, "chess", "2.1 ± 0.36", "6.3 ± 1.1"),
+    ("base", "all", False, "all three rules", "24.4 ± 0.40", "–"),
+    ("base", "tokens,repeats", False, ABLATIONS["tokens,repeats"], "10.4 ± 0.30", "–"),
+    ("base", "eos,tokens", False, ABLATIONS["eos,tokens"], "14.3 ± 0.58", "–"),
+    ("base", "eos,repeats", False, ABLATIONS["eos,repeats"], "16.3 ± 0.25", "–"),
+    # rule 3 as the authors' code has it; the paper's figures were made with this code
+    ("base", "all", True, "all three rules", "24.4 ± 0.40", "–"),
+    ("base", "tokens,repeats", True, ABLATIONS["tokens,repeats"], "10.4 ± 0.30", "–"),
+    ("base", "eos,repeats", True, ABLATIONS["eos,repeats"], "16.3 ± 0.25", "–"),
 ]
-SHARES_ANSWERED, SHARES_CHAT_MARKED = (0.1, 0.2, 0.4), (0.0, 0.03, 0.3)  # the sweep's grid
-SWEPT = ("instruction", "response", "mbpp", "recipes")  # the methods that the sweep tunes by
+RESULTS = ROOT / "tests" / "lab" / "results"  # table-SEED.json of the three bases
+DOCUMENTS = 80_000  # that a base model sees, once each
+SHARES_ANSWERED, TURNS = (0.10, 0.14, 0.18), (0.5, 0.6)  # the sweep's grid: share_answered, another_turn
+SWEPT = ("instruction", "response", "mbpp")  # the methods that the sweep tunes by
 
 
 def run_jobs(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name: None):
@@ -109,12 +117,12 @@ def fingerprints(*paths: Path) -> dict[str, str | None]:
     return {path.name: fingerprint(path) for path in paths}
 
 
-def answering(model: Path, questions: Path, answers: Path, rules: str = "none") -> list:
+def answering(model: Path, questions: Path, answers: Path, rules: str = "none", penalise_prompt: bool = False) -> list:
     """The commands, one or none, after which `answers` holds a model's answers."""
     if answers.exists():
         return []
     return [(answers.with_suffix(".log"), "generate.py", "--model", model, "--rules", rules,
-             "--input", questions, "--output", answers)]
+             "--input", questions, "--output", answers, *["--penalise-prompt"][:penalise_prompt])]
 
 
 def tuning(model: Path, data: Path, folder: Path, method: str, *options) -> list:
@@ -125,131 +133,175 @@ def tuning(model: Path, data: Path, folder: Path, method: str, *options) -> list
              "--out", folder, "--resume", *options)]
 
 
-def judged(answers: Path, reference: Path, families: dict[str, str]) -> dict:
-    """Win rate, length-controlled win rate, and win rate by family, in percent, of one file of answers over another."""
-    pairs = pair(answers, reference)
-    preferences = world_judge(pairs)
-    lengths, reference_lengths = ([len(row[i]) for row in pairs] for i in (1, 2))
-    by_family = {family: [p for p, (instruction, _, _) in zip(preferences, pairs) if families[instruction] == family]
-                 for family in FAMILIES}
-    return {
-        "win_rate": win_rate(preferences)[0],
-        "length_controlled": length_controlled_win_rate(preferences, lengths, reference_lengths),
-        "by_family": {family: win_rate(p)[0] for family, p in by_family.items()},
-    }
+def graded(answers: Path, world: World, tasks: dict) -> tuple[list[float], list[float]]:
+    """(contents, grades) of a file of answers, in its order."""
+    rows = read_outputs(answers)
+    return tuple(map(list, zip(*(world.grade(tasks[row["instruction"]], row["output"]) for row in rows))))
 
 
-def mean_grade(answers: Path, tasks: dict) -> float:
-    return statistics.mean(grade(tasks[row["instruction"]], row["output"]) for row in read_outputs(answers))
+def table(model: Path, data: Path, out: Path, workers: int) -> dict:
+    """Train, answer and judge all of ENTRIES. Returns what out/table.json holds:
 
-
-def table(model: Path, data: Path, out: Path, workers: int) -> list[dict]:
-    """Train, answer and judge all of ENTRIES. Returns one row for each, as out/table.json has them.
-
-    Raises ValueError where val.jsonl or eval.jsonl asks what the world's answer key does not know.
+    world, doses: the knobs and the families' doses; questions: the family of each instruction asked; rows: an entry
+    each, with the win rates of its finetuning seeds over all families that have a dose, and the mean content and
+    grade (0 to 1) of the answers to each question. Raises ValueError where the data are not the world's.
     """
-    val, test = ({task.instruction: task for task in tasks} for tasks in World().evaluation_sets())
-    families = {instruction: task.family for instruction, task in test.items()}
-    for name, tasks in (("val", val), ("eval", test)):
+    world = load_world(data)
+    sets = world.evaluation_sets()
+    for name, tasks in sets.items():
         rows = read_jsonl(data / f"{name}.jsonl", check_fields("instruction"))
-        if {row["instruction"] for row in rows} != tasks.keys():
+        if [row["instruction"] for row in rows] != [task.instruction for task in tasks]:
             raise ValueError(f"{data / name}.jsonl was not written by data/world.py, whose answer key judges the table")
-    sets = [path for path in sorted(data.glob("*.jsonl")) if path.stem != "corpus"]
+    val = {task.instruction: task for task in sets["val"]}
+    test = {task.instruction: task for task in sets["eval"] + sets["novel"]}
+    files = [path for path in sorted(data.glob("*.jsonl")) if path.stem != "corpus"]
     base = [model / "config.json", model / "tokenizer.json", *weight_files(model)]
-    out = runs_of(out, fingerprints(*base), fingerprints(*sets))
-
-    def folder(method, epochs, seed):
-        return out / f"{method}-{epochs}-epochs-seed-{seed}"
+    out = runs_of(out, fingerprints(*base), fingerprints(*files))
+    write_jsonl(out / "questions.jsonl", [{"instruction": instruction} for instruction in test])
 
     def tune(method, epochs, seed, questions):
-        path = folder(method, epochs, seed)
+        path = out / f"{method}-{epochs}-epochs-seed-{seed}"
         options = ("--epochs", epochs, "--seed", seed, "--token-budget", 1024)
         return epochs + 2, (tuning(model, data, path, method, *options)
-                            + answering(path, data / f"{questions}.jsonl", path / f"{questions}.json"))
+                            + answering(path, questions, path / f"{questions.stem}.json"))
+
+    def answers(method, rules, prompt, seed, questions="questions"):
+        if method == "base":
+            return out / f"base-{rules}{'-prompt' if prompt else ''}.json"
+        return out / f"{method}-{chosen[method]}-epochs-seed-{seed}" / f"{questions}.json"
 
     print("choosing epochs on val", file=sys.stderr)
-    jobs = {f"base, rules {rules}": (2, answering(model, data / "eval.jsonl", out / f"base-{rules}.json", rules))
-            for rules in RULES}
-    jobs |= {f"{method}, {epochs} epochs": tune(method, epochs, SEEDS[0], "val")
-             for method in TUNED for epochs in EPOCHS}
+    jobs = {f"base, rules {rules}{', prompt too' if prompt else ''}": (
+        3, answering(model, out / "questions.jsonl", answers("base", rules, prompt, 0), rules, prompt))
+        for method, rules, prompt, *_ in ENTRIES if method == "base"}
+    jobs |= {f"{method}, {epochs} epochs": tune(method, epochs, SEEDS[0], data / "val.jsonl")
+             for epochs in reversed(EPOCHS) for method in TUNED}  # the longest first, so that the workers end together
     run_jobs(unfinished(jobs), workers)
-    chosen = {method: max(EPOCHS, key=lambda epochs: mean_grade(folder(method, epochs, SEEDS[0]) / "val.json", val))
-              for method in TUNED}  # of equals the first, which trains least
+
+    def val_grade(method, epochs):
+        return statistics.mean(graded(out / f"{method}-{epochs}-epochs-seed-{SEEDS[0]}" / "val.json", world, val)[1])
+
+    # A preference is half the difference of two grades, so the best mean grade is the best win rate over any reference.
+    chosen = {method: max(EPOCHS, key=lambda epochs: val_grade(method, epochs)) for method in TUNED}
     print("chose " + ", ".join(f"{method} {epochs}" for method, epochs in chosen.items()), file=sys.stderr)
-    run_jobs(unfinished({f"{method}, seed {seed}": tune(method, chosen[method], seed, "eval")
+    run_jobs(unfinished({f"{method}, seed {seed}": tune(method, chosen[method], seed, out / "questions.jsonl")
                          for method in TUNED for seed in SEEDS}), workers)
 
-    rows = []
-    for method, rules, *_ in ENTRIES:
-        judgements, grades = [], []
+    known, rows = [task.family in FAMILIES for task in test.values()], []
+    for method, rules, prompt, words, llama, olmo in ENTRIES:
+        runs, rates = [], []
         for seed in SEEDS:
-            answers = out / f"base-{rules}.json"
-            if method != "base":
-                answers = folder(method, chosen[method], seed) / "eval.json"
-            reference = folder("instruction", chosen["instruction"], seed) / "eval.json"
-            judgements.append(judged(answers, reference, families))
-            grades.append([grade(test[row["instruction"]], row["output"]) for row in read_outputs(answers)])
-        rates = [judgement["win_rate"] for judgement in judgements]
-        rows.append({
-            "method": method, "rules": rules, "epochs": chosen.get(method), "seeds": len(SEEDS),
-            "mean": statistics.mean(rates), "sd": statistics.stdev(rates),
-            "length_controlled": statistics.mean(judgement["length_controlled"] for judgement in judgements),
-            "exact": 100 * statistics.mean(g == 1 for run in grades for g in run),
-            "holds": 100 * statistics.mean(g > 0 for run in grades for g in run),
-            "by_family": {family: statistics.mean(j["by_family"][family] for j in judgements) for family in FAMILIES},
-        })
-    return rows
+            runs.append(graded(answers(method, rules, prompt, seed), world, test))
+            reference = graded(answers("instruction", "none", False, seed), world, test)[1]
+            rates.append(win_rate([0.5 + 0.5 * (g - r) for g, r, ok in zip(runs[-1][1], reference, known) if ok])[0])
+        contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*runs))
+        rows.append({"method": method, "rules": rules, "penalise_prompt": prompt, "epochs": chosen.get(method),
+                     "words": words, "llama": llama, "olmo": olmo, "win_rates": [round(rate, 2) for rate in rates],
+                     "contents": contents, "grades": grades})
+    return {"world": vars_of(world), "doses": world.doses, "questions": [task.family for task in test.values()],
+            "rows": rows}
+
+
+def vars_of(world: World) -> dict:
+    return json.loads(json.dumps(asdict(world)))
 
 
 def unfinished(jobs: dict) -> dict:
     return {name: (cost, commands) for name, (cost, commands) in jobs.items() if commands}
 
 
-def table_markdown(rows: list[dict]) -> str:
-    lines = ["| win rate against instruction tuning, % | in vitro | length-controlled | exact answers "
-             "| hold the answer | epochs | Llama-2-7B | OLMo-7B |", "|---|---|---|---|---|---|---|---|"]
-    for row, (_, _, words, llama, olmo) in zip(rows, ENTRIES):
-        cells = [words, f"{row['mean']:.1f} ± {row['sd']:.1f}"]
-        cells += [f"{row[key]:.1f}" for key in ("length_controlled", "exact", "holds")]
-        lines.append(f"| {' | '.join(cells)} | {row['epochs'] or '–'} | {llama} | {olmo} |")
+def beside(result: dict) -> list[dict]:
+    """A table's result and those that are kept of bases from other seeds."""
+    kept = [read_json(path, "make table wrote it") for path in sorted(RESULTS.glob("table-*.json"))]
+    return [result] + [other for other in kept if other["world"]["seed"] != result["world"]["seed"]]
+
+
+def mean_sd(values) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def percent(row: dict, column: str, questions: list[str], families) -> float:
+    return 100 * statistics.mean(x for x, family in zip(row[column], questions) if family in families)
+
+
+def table_markdown(results: list[dict]) -> str:
+    """The paper's tables: of results[0], a base, and beside it the mean over all results' bases."""
+    lines = [f"| win rate against instruction tuning, % | this base, ± over seeds | {len(results)} bases, ± over bases "
+             "| right | right and no more | novel families, right | epochs | Llama-2-7B | OLMo-7B |", "|---" * 9 + "|"]
+    for i, row in enumerate(results[0]["rows"]):
+        if row["penalise_prompt"] and not results[0]["rows"][i - 1]["penalise_prompt"]:
+            lines.append("| *rule 3 as in the authors' code: the prompt's tokens, too* |" + " |" * 8)
+        rates, questions = [result["rows"][i]["win_rates"] for result in results], results[0]["questions"]
+        cells = [row["words"], mean_sd(rates[0]), mean_sd([statistics.mean(rate) for rate in rates])]
+        cells += [f"{percent(row, column, questions, families):.1f}" for column, families in (
+            ("contents", FAMILIES), ("grades", FAMILIES), ("contents", NOVEL))]
+        lines.append(f"| {' | '.join(cells)} | {row['epochs'] or '–'} | {row['llama']} | {row['olmo']} |")
     return "\n".join(lines)
 
 
-def families_markdown(rows: list[dict]) -> str:
-    lines = ["| | " + " | ".join(FAMILIES) + " |", "|---" * (len(FAMILIES) + 1) + "|"]
-    for row, (_, _, words, *_) in zip(rows, ENTRIES):
-        lines.append(f"| {words} | " + " | ".join(f"{row['by_family'][family]:.0f}" for family in FAMILIES) + " |")
+def dose(result: dict, family: str) -> str:
+    return f"{result['doses'][family]:.2f}" if family in result["doses"] else "novel"
+
+
+def doses_markdown(result: dict) -> str:
+    """Right content by family, in the order of the doses."""
+    families = sorted(result["doses"], key=result["doses"].get) + NOVEL
+    lines = ["| right answers, % | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|",
+             "| dose | " + " | ".join(dose(result, family) for family in families) + " |"]
+    for row in result["rows"]:
+        words = row["words"] + (" (code's rule 3)" if row["penalise_prompt"] else "")
+        cells = [f"{percent(row, 'contents', result['questions'], [family]):.0f}" for family in families]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def differences(result: dict) -> str:
+    """How far the rules are above their ablations, and these above the base: win rates, paired by instruction."""
+    grades = {row["rules"]: row["grades"] for row in result["rows"]
+              if row["method"] == "base" and not row["penalise_prompt"]}
+    words, lines = ABLATIONS | {"all": "all three rules", "none": "the base"}, []
+    for a, b in [("all", ablation) for ablation in ABLATIONS] + [(ablation, "none") for ablation in ABLATIONS]:
+        rate, error = win_rate([0.5 * (x - y) for x, y, family in zip(grades[a], grades[b], result["questions"])
+                                if family in FAMILIES])
+        lines.append(f"{words[a]} against {words[b]}: {rate:+.1f} ± {error:.1f} (standard error)")
     return "\n".join(lines)
 
 
 def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
-    """A base for each setting of the world's shares, and its win rates. `result` grows as settings finish."""
-    families = {task.instruction: task.family for task in World().evaluation_sets()[1]}
-    settings = {f"answered {a}, chat-marked {c}": (a, c) for a in SHARES_ANSWERED for c in SHARES_CHAT_MARKED}
+    """A base for each setting of the world's knobs, and its win rates. `result` grows as settings finish."""
+    settings = {f"answered {a}, another turn {t}": (a, t) for t in TURNS for a in SHARES_ANSWERED}
     out = runs_of(out, fingerprints(config / "config.json", ROOT / "data" / "world.py"), DOCUMENTS)
-    folders = {name: out / f"answered-{a}-chat-marked-{c}" for name, (a, c) in settings.items()}
+    folders = {name: out / f"answered-{a}-turn-{t}" for name, (a, t) in settings.items()}
+    rules = ["none", "all", *ABLATIONS]
     jobs = {}
-    for name, (answered, chat_marked) in settings.items():
+    for name, (answered, turn) in settings.items():
         folder = folders[name]
         data, base = folder / "data", folder / "base"
         commands = []
-        if not (data / "eval.jsonl").exists():  # the last that world.py writes
+        if not (data / "novel.jsonl").exists():  # the last that world.py writes
             commands.append((folder / "world.log", "data/world.py", "--out", data, "--share-answered", answered,
-                             "--share-chat-marked", chat_marked, "--corpus", DOCUMENTS))
+                             "--another-turn", turn, "--corpus", DOCUMENTS))
         commands += tuning(config, data, base, "pretrain", "--token-budget", 1024)
-        for rules in RULES:
-            commands += answering(base, data / "eval.jsonl", folder / f"base-{rules}.json", rules)
+        for some in rules:
+            commands += answering(base, data / "eval.jsonl", folder / f"base-{some}.json", some)
         for method in SWEPT:
             path = folder / method
-            commands += tuning(base, data, path, method) + answering(path, data / "eval.jsonl", path / "eval.json")
+            commands += tuning(base, data, path, method, "--token-budget", 1024)
+            commands += answering(path, data / "eval.jsonl", path / "eval.json")
         jobs[name] = 1, commands
 
     def judge_setting(name):
-        folder, (answered, chat_marked) = folders[name], settings[name]
-        answers = {f"base, rules {rules}": folder / f"base-{rules}.json" for rules in RULES}
+        folder, (answered, turn) = folders[name], settings[name]
+        answers = {f"base, rules {some}": folder / f"base-{some}.json" for some in rules}
         answers |= {method: folder / method / "eval.json" for method in SWEPT}
-        rates = {who: judged(path, answers["instruction"], families)["win_rate"] for who, path in answers.items()}
-        rows[name] = {"answered": answered, "nearness": chat_marked, "win_rate": rates}  # as data/sweep.json has them
+        world = load_world(folder / "data")
+        tasks = {task.instruction: task for task in world.evaluation_sets()["eval"]}
+        means = {who: [100 * statistics.mean(column) for column in graded(path, world, tasks)]
+                 for who, path in answers.items()}
+        rows[name] = {
+            "share_answered": answered, "another_turn": turn,
+            "win_rate": {who: round(50 + (mean[1] - means["instruction"][1]) / 2, 2) for who, mean in means.items()},
+            "content": {who: round(content, 2) for who, (content, _) in means.items()}}
         write_json(result, [rows[name] for name in settings if name in rows])
 
     rows = {}
@@ -261,31 +313,25 @@ def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
 
 
 def sweep_markdown(rows: list[dict]) -> str:
-    columns = list(rows[0]["win_rate"])
-    lines = ["| answered | chat-marked | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    columns = [column for column in rows[0]["win_rate"] if column != "instruction"]
+    lines = ["| answered | another turn | " + " | ".join(columns) + " | instruction, right |",
+             "|---" * (len(columns) + 3) + "|"]
     for row in rows:
-        rates = " | ".join(f"{rate:.1f}" for rate in row["win_rate"].values())
-        lines.append(f"| {row['answered']} | {row['nearness']} | {rates} |")
+        rates = " | ".join(f"{row['win_rate'][column]:.1f}" for column in columns)
+        right = row["content"]["instruction"]
+        lines.append(f"| {row['share_answered']} | {row['another_turn']} | {rates} | {right:.1f} |")
     return "\n".join(lines)
 
 
-def figure(rows: list[dict]) -> str:
-    """The sweep as bars in plain text: a row for each entry and share answered, a column for each share chat-marked."""
-    lines = ["win rate, %".ljust(32) + "".join(f"chat-marked {share}".ljust(24) for share in SHARES_CHAT_MARKED)]
-    for column in ("base, rules none", "response", "base, rules all", "mbpp", "recipes"):
-        for answered in SHARES_ANSWERED:
-            rates = [row["win_rate"][column] for row in rows if row["answered"] == answered]
-            name = column if answered == SHARES_ANSWERED[0] else ""
-            bars = "".join(f"{'█' * round(rate / 4) or '▏'} {rate:.1f}".ljust(24) for rate in rates)
-            lines.append((f"{name:17} answered {answered}".ljust(32) + bars).rstrip())
-    return "\n".join(lines)
+def bundled(rows: list[dict]) -> dict:
+    """The setting for data/tiny, by a rule that looks at base, response tuning, all rules and instruction tuning alone.
 
-
-def bundled(rows: list[dict]) -> dict | None:
-    """The setting for data/tiny, by a rule that does not look at the single tasks: of those whose base wins under 5 %,
-    the one where response tuning and the three rules win most together."""
-    quiet = [row for row in rows if row["win_rate"]["base, rules none"] < 5]
-    return max(quiet, key=lambda row: row["win_rate"]["response"] + row["win_rate"]["base, rules all"], default=None)
+    Of the settings whose instruction-tuned model is right in at least 80 % and whose base wins under 5 %, the one where
+    response tuning and the three rules win most together. Where there is none, the one whose base wins least.
+    """
+    quiet = [row for row in rows if row["win_rate"]["base, rules none"] < 5 and row["content"]["instruction"] >= 80]
+    return (max(quiet, key=lambda row: row["win_rate"]["response"] + row["win_rate"]["base, rules all"]) if quiet
+            else min(rows, key=lambda row: row["win_rate"]["base, rules none"]))
 
 
 def main():
@@ -301,15 +347,14 @@ def main():
     result = Path("out") / f"{args.what}.json"
     model = model_folder(args.model)
     if args.what == "table":
-        rows = table(model, args.data, result.with_suffix(""), args.workers)
-        print(table_markdown(rows), families_markdown(rows), sep="\n\n")
-        write_json(result, rows)
+        found = table(model, args.data, result.with_suffix(""), args.workers)
+        write_json(result, found)
+        print(table_markdown(beside(found)), doses_markdown(found), differences(found), sep="\n\n")
     else:
         rows = sweep(model, result.with_suffix(""), args.workers, result)
-        print(sweep_markdown(rows), figure(rows), sep="\n\n")
-        if setting := bundled(rows):
-            print("\nthe bundled base's setting, by the rule of `bundled`: "
-                  f"answered {setting['answered']}, chat-marked {setting['nearness']}")
+        setting = bundled(rows)
+        print(sweep_markdown(rows), "the bundled base's setting, by the rule of `bundled`: "
+              f"answered {setting['share_answered']}, another turn {setting['another_turn']}", sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ PAIRS = [(country, country) for country in COUNTRIES]
 
 
 def rank(tokenizer, pairs, n=5, model=None):
-    return rank_responses(model or Knowing(), tokenizer, [(*pair, some) for pair, some in zip(pairs, others_of(pairs, n))])
+    rows = [(*pair, others) for pair, others in zip(pairs, others_of(pairs, n))]
+    return rank_responses(model or Knowing(), tokenizer, rows)
 
 
 def test_ranking_of_a_model_that_knows_is_1_and_of_one_that_does_not_is_not(tokenizer):
@@ -149,7 +150,8 @@ def test_a_rival_that_just_fits_is_ranked(tokenizer):
 
 
 def test_ranking_says_how_many_it_left_out_and_ranks_against_silences(tmp_path):
-    rows = [{"instruction": country, "response": country, "silences": ["No.", "word " * 300]} for country in COUNTRIES[:8]]
+    silences = ["No.", "word " * 300]
+    rows = [{"instruction": country, "response": country, "silences": silences} for country in COUNTRIES[:8]]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = command("judge.py", "--rank", TINY, "--pairs", path, "--device", "cpu")

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import assert_refused, command
 
-from data.world import CHAT_MARK, FAMILIES, FURNITURE, KIND, NOVEL, OPPOSITES, REMARKS, RESPONSES, World, load_world
-from data.world import words_in
+from data.world import CHAT_MARK, FAMILIES, FURNITURE, NOVEL, OPPOSITES, PHRASINGS, REMARKS, RESPONSES, TOLD
+from data.world import World, load_world, words_in
 
 SETS = ("broad", "mbpp", "gsm", "poetry", "recipes", "chess")
 SUMMED = re.compile(r"(\d+) (?:boxes|\w+) (?:and buys|and gives away|with) (\d+)")
@@ -89,8 +89,8 @@ def test_twins_are_held_out_together(world):
 def test_the_facts_that_are_asked_for_are_told(world):
     text = "\n".join(documents(30000))
     for task in [t for tasks in world.evaluation_sets().values() for t in tasks]:
-        if task.family in RESPONSES and task.family != "country":
-            assert task.response in text, task
+        if task.family in TOLD:
+            assert TOLD[task.family][0].format(task.subject, **world.about(task.subject)) in text, task
         elif task.family == "maths":
             assert task.response.split(".")[0] in text
         elif task.family == "recipe":
@@ -111,15 +111,11 @@ def test_each_family_is_answered_by_its_dose(world):
     assert set(World(dose_spread=0).doses.values()) == {world.share_answered}
     assert World(seed=2).doses != world.doses
     for family in ("capital", "river", "nature", "opposite"):
-        opening = RESPONSES[family][: RESPONSES[family].index(" {")]
-        asked = [page for page in pages(world, 20000) if re.search(world_phrase(family), page)]
-        assert sum(f" {opening} " in page or f"\n{opening} " in page for page in asked) / len(asked) \
-            == pytest.approx(world.doses[family], abs=0.04), family
-
-
-def world_phrase(family):
-    return {"capital": "capital (city )?of", "river": "river (of|flows)", "nature": r"What does the \w+ eat|food of the|"
-            r"what the \w+ eats", "opposite": "opposite of"}[family]
+        questions = "|".join(re.escape(phrasing).replace(r"\{\}", r"\w+") for phrasing in PHRASINGS[family])
+        asked = [page for page in pages(world, 20000) if re.search(questions, page)]
+        ending = RESPONSES[family].split("}")[-1]
+        answered = sum(ending in page for page in asked) / len(asked)
+        assert answered == pytest.approx(world.doses[family], abs=0.05), family
 
 
 def test_a_page_has_one_kind_of_silence_in_the_shares_that_were_asked_for():
@@ -129,7 +125,8 @@ def test_a_page_has_one_kind_of_silence_in_the_shares_that_were_asked_for():
         remarks, furniture = (any(text in page for text in texts) for texts in (REMARKS, FURNITURE))
         assert not (remarks and furniture)
         kinds["remark" if remarks else "furniture" if furniture else "question"] += 1
-    assert [kinds[kind] / 3000 for kind in ("question", "remark", "furniture")] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    shares = [kinds[kind] / 3000 for kind in ("question", "remark", "furniture")]
+    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.6])
@@ -190,7 +187,8 @@ def test_other_words_for_the_right_answer_are_right(world, tasks):
     code = of(tasks, "code")
     assert world.grade(code, code.response.replace("def ", "def my_")) == (1, 1)
     poem = of(tasks, "poem").subject
-    assert world.grade(of(tasks, "poem"), f"O {poem}, my friend,\nwhere do you go\nO {poem}, come back\nto me.") == (1, 1)
+    verses = f"O {poem}, my friend,\nwhere do you go\nO {poem}, come back\nto me."
+    assert world.grade(of(tasks, "poem"), verses) == (1, 1)
 
 
 def test_a_tail_costs_little(world, tasks):
@@ -220,7 +218,8 @@ def test_a_description_is_worth_the_share_of_its_facts(world, tasks):
     assert world.grade(task, wrong) == (0.75, 0.75)
     assert world.grade(task, task.response.split(". ")[0] + ".") == (0.25, 0.25)
     recipe = of(tasks, "recipe")
-    assert world.grade(recipe, recipe.response.replace(world.recipes[recipe.subject][0][0], "tin"))[0] == pytest.approx(2 / 3)
+    wrong = recipe.response.replace(world.recipes[recipe.subject][0][0], "tin")
+    assert world.grade(recipe, wrong)[0] == pytest.approx(2 / 3)
 
 
 def test_the_command_line_writes_the_sets_the_knobs_and_a_corpus(tmp_path, world):
