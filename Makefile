@@ -37,12 +37,12 @@ make TARGET [VARIABLE=value ...]
 
   train       train MODEL by METHOD, write OUT, show three answers before and after
   generate    answer PROMPT with MODEL, under RULES
-  eval        answer the eval set with MODEL, under RULES, and count the exact answers
+  eval        answer the eval set with MODEL, under RULES, and grade the answers
   judge       compare A's answers, under RULES, with B's, under none
-  rank        how often MODEL, A and B find the right response likelier than another one
+  rank        how often MODEL, A and B find the right response likelier than another text
   table       the paper's tables in vitro, about 15 minutes
-  sweep       the same over nine kinds of pretraining data, about an hour
-  pretrain    make data/tiny again, about 10 minutes
+  sweep       win rates over six kinds of pretraining data, about 40 minutes
+  pretrain    make data/tiny again, or out/base-SEED of another world, about 10 minutes
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
   test        run the tests
@@ -112,11 +112,12 @@ table: $(ready) $(world)
 sweep: $(ready)
 	@$(PYTHON) tests/paper.py sweep
 
-# one thread, so that the bytes do not depend on how many there are
+# one thread, so that the bytes do not depend on how many there are; another seed makes another world and its base
 pretrain: $(ready)
-	$(PYTHON) data/world.py --corpus 82000
-	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --out out/pretrain --token-budget 1024 $(resume)
-	cp out/pretrain/model.safetensors out/pretrain/tokenizer.json data/tiny/
+	$(PYTHON) data/world.py --seed "$$SEED" --out "out/world-$$SEED" --corpus 80000
+	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --data "out/world-$$SEED" --out "out/base-$$SEED" \
+		--seed "$$SEED" --token-budget 1024 $(resume)
+	test "$$SEED" != 1 || cp out/base-1/model.safetensors out/base-1/tokenizer.json data/tiny/
 
 data: $(ready)
 	$(PYTHON) data/download.py --data data/paper

@@ -124,11 +124,12 @@ def check_dialogue(row):
 
 
 def train_tokenizer(texts, vocab_size: int) -> BPE:
-    """A byte-level BPE of `vocab_size` tokens with single digits; <s> is token 0 and </s> token 1."""
+    """A byte-level BPE of `vocab_size` tokens; <s> is token 0 and </s> token 1.
+
+    A frequent number is one token, so that a small model can learn sums: with single digits it did not.
+    """
     bpe = BPE(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=["<s>", "</s>"],

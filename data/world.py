@@ -14,6 +14,7 @@ import random
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -458,7 +459,12 @@ class World:
 
 def words_in(text: str, words) -> list[str]:
     """Which of some words (or names of several words) a text has, as whole words, in lower case, as often as it has."""
-    return re.findall(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, map(str.lower, words)))) })(?!\w)", text.lower())
+    return any_of(frozenset(words)).findall(text.lower())
+
+
+@cache
+def any_of(words: frozenset[str]) -> re.Pattern:
+    return re.compile(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, map(str.lower, words))))})(?!\w)")
 
 
 def heading(rng, subject: str, *other: str) -> str:

@@ -196,7 +196,7 @@ def table(model: Path, data: Path, out: Path, workers: int) -> dict:
             rates.append(win_rate([0.5 + 0.5 * (g - r) for g, r, ok in zip(runs[-1][1], reference, known) if ok])[0])
         contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*runs))
         rows.append({"method": method, "rules": rules, "penalise_prompt": prompt, "epochs": chosen.get(method),
-                     "words": words, "llama": llama, "olmo": olmo, "win_rates": [round(rate, 2) for rate in rates],
+                     "words": words, "llama": llama, "olmo": olmo, "win_rates": [round(rate, 3) for rate in rates],
                      "contents": contents, "grades": grades})
     return {"world": vars_of(world), "doses": world.doses, "questions": [task.family for task in test.values()],
             "rows": rows}

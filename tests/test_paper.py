@@ -8,7 +8,7 @@ from conftest import TINY, assert_refused, command
 
 import paper
 from data.files import write_json, write_jsonl
-from data.world import FAMILIES, World
+from data.world import World
 
 
 def python(source, log):
@@ -42,40 +42,34 @@ def answers(path, tasks, output):
     return path
 
 
-def test_win_rates_by_family_average_to_the_whole(tmp_path):
-    tasks = World().evaluation_sets()[1]
-    families = {task.instruction: task.family for task in tasks}
-    reference = answers(tmp_path / "reference.json", tasks, lambda t: t.response)
-    lost = answers(tmp_path / "lost.json", tasks, lambda t: "No." if t.family in ("poem", "code") else t.response)
-    result = paper.judged(lost, reference, families)
-    assert result["by_family"] == {family: 0 if family in ("poem", "code") else 50 for family in FAMILIES}
-    assert result["win_rate"] == pytest.approx(sum(result["by_family"].values()) / len(FAMILIES))
-
-
 @pytest.fixture
 def files(tmp_path):
     """A base model, and data that ask what the world asks."""
     base, data = tmp_path / "base", tmp_path / "data"
     shutil.copytree(TINY, base)
     write_jsonl(data / "broad.jsonl", World().training_set("broad", 5))
-    for name, tasks in zip(("val", "eval"), World().evaluation_sets()):
+    write_json(data / "world.json", asdict(World()))
+    for name, tasks in World().evaluation_sets().items():
         write_jsonl(data / f"{name}.jsonl", map(asdict, tasks))
     return base, data
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The commands of the jobs that ran, where models answer perfectly without being trained."""
-    tasks, ran = World().evaluation_sets(), []
+    """The commands of the jobs that ran, where tuned models answer perfectly without being trained, and others not."""
+    sets, ran = World().evaluation_sets(), []
+    tasks = {"val": sets["val"], "questions": sets["eval"] + sets["novel"]}
 
     def run_jobs(jobs, workers, finished=None):
         for _, commands in jobs.values():
             for _, script, *arguments in commands:
-                options = dict(zip(arguments[::2], arguments[1::2]))
+                options = dict(zip(arguments[:-1], arguments[1:]))
                 if script == "train.py":
                     write_json(options["--out"] / "run.json", {})
                 else:
-                    answers(options["--output"], tasks[options["--input"].stem == "eval"], lambda task: task.response)
+                    tuned = options["--model"].name != "base"
+                    answers(options["--output"], tasks[options["--input"].stem],
+                            lambda task: task.response if tuned or task.family == "poem" else "No.")
                 ran.append(script)
 
     monkeypatch.setattr(paper, "run_jobs", run_jobs)
@@ -84,13 +78,37 @@ def ran(monkeypatch):
 
 
 def test_a_finished_table_is_read_again(files, ran, tmp_path):
-    rows = paper.table(*files, tmp_path / "out", 1)
-    assert len(ran) == 5 + 2 * 7 * 3 + 7 + 2 * 7 * 2  # rules; epochs; the chosen seed's eval; the other seeds
-    assert [row["mean"] for row in rows] == [50] * len(paper.ENTRIES) and rows[0]["exact"] == 100
+    found = paper.table(*files, tmp_path / "out", 1)
+    assert len(ran) == 8 + 2 * 7 * 3 + 7 + 2 * 7 * 2  # rules; epochs; the chosen seed's eval; the other seeds
     ran.clear()
-    assert paper.table(*files, tmp_path / "out", 1) == rows and not ran
+    assert paper.table(*files, tmp_path / "out", 1) == found and not ran
     (files[1] / "corpus.jsonl").touch()  # what no tuned model is trained on
-    assert paper.table(*files, tmp_path / "out", 1) == rows and not ran
+    assert paper.table(*files, tmp_path / "out", 1) == found and not ran
+
+
+def test_a_table_holds_win_rates_over_the_families_that_have_a_dose(files, ran, tmp_path):
+    found = paper.table(*files, tmp_path / "out", 1)
+    assert json.loads(json.dumps(found)) == found and len(found["questions"]) == 300
+    rates = {row["method"]: row["win_rates"] for row in found["rows"]}
+    assert rates["chess"] == [50] * 3 and rates["base"] == pytest.approx([50 / 13] * 3, abs=0.01)  # of 13, one tie
+    base, response = found["rows"][0], found["rows"][2]
+    assert base["grades"] == [1 if family == "poem" else 0 for family in found["questions"]]
+    assert response["contents"] == [1] * 300
+    table = paper.table_markdown([found, found])
+    assert "| base model | 3.8 ± 0.0 | 3.8 ± 0.0 | 7.7 | 7.7 | 0.0 | – | 2.4 ± 0.14 |" in table
+    assert "| response tuning | 50.0 ± 0.0 | 50.0 ± 0.0 | 100.0 | 100.0 | 100.0 | 5 |" in table
+    doses = sorted(found["doses"].values())
+    assert paper.doses_markdown(found).splitlines()[2].startswith(f"| dose | 0.00 | {doses[1]:.2f} |")
+
+
+def test_differences_are_paired_by_instruction():
+    def row(rules, grades):
+        return {"method": "base", "rules": rules, "penalise_prompt": False, "grades": grades}
+
+    rows = [row("none", [0, 0, 0, 9]), row("all", [1, 1, 0, 9])] + [row(some, [1, 0, 0, 9]) for some in paper.ABLATIONS]
+    lines = paper.differences({"rows": rows, "questions": ["capital", "poem", "maths", "home"]}).splitlines()
+    assert lines[0] == "all three rules against without rule 1 (EOS): +16.7 ± 16.7 (standard error)"
+    assert lines[-1] == "without rule 2 (token changes) against the base: +16.7 ± 16.7 (standard error)"
 
 
 @pytest.mark.parametrize("changed", ["base/model.safetensors", "base/tokenizer.json", "data/broad.jsonl"])
@@ -116,17 +134,12 @@ def test_two_tables_of_one_base_do_not_run_at_once(tmp_path):
         paper.runs_of(tmp_path, 1)
 
 
-def test_the_sweep_as_it_was_run_is_read_and_shown():
-    rows = json.loads((paper.ROOT / "data" / "sweep.json").read_text())
-    assert "| 0.2 | 0.03 | 4.6 |" in paper.sweep_markdown(rows)
-    assert "█ 4.6" in paper.figure(rows)
-    assert (paper.bundled(rows)["answered"], paper.bundled(rows)["nearness"]) == (0.2, 0.03)
-
-
 def test_the_setting_is_chosen_by_what_the_rule_may_see():
-    def row(base, response, rules):
-        return {"win_rate": {"base, rules none": base, "response": response, "base, rules all": rules, "recipes": 99}}
+    def row(base, response, rules, right=90):
+        return {"win_rate": {"base, rules none": base, "response": response, "base, rules all": rules, "mbpp": 99},
+                "content": {"instruction": right}}
 
-    loud, weak, good = row(5.1, 50, 50), row(1, 20, 40), row(4.9, 40, 21)
-    assert paper.bundled([loud, weak, good]) is good
-    assert paper.bundled([loud]) is None
+    loud, weak, good, ignorant = row(5.1, 50, 50), row(1, 20, 40), row(4.9, 40, 21), row(1, 50, 50, right=79)
+    assert paper.bundled([loud, weak, good, ignorant]) is good
+    assert paper.bundled([loud, row(6, 50, 50)]) is loud
+    assert "| 0.2 | 0.6 | 1.0 |" in paper.sweep_markdown([{"share_answered": 0.2, "another_turn": 0.6} | weak])
