@@ -138,9 +138,13 @@ def learning_rate(step: int, n_steps: int, peak: float, schedule: str = "cosine"
     return peak * (1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2)
 
 
-def adamw(model: Llama):
-    """AdamW without weight decay, as in the paper. `train` sets the learning rate anew in every step."""
-    return torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+def adamw(model: Llama, beta2: float = 0.999):
+    """AdamW without weight decay, as in the paper. `train` sets the learning rate anew in every step.
+
+    beta2: how long the squared gradients are remembered. Pretraining takes 0.95, as Llama's did: its gradients shrink
+    fast at first, and a long memory of the large ones would keep the steps small.
+    """
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, beta2), weight_decay=0.0, fused=True)
 
 
 def train(model: Llama, examples: list, *, epochs: int, lr: float, batch_size: int = 64, seed: int = 1,
@@ -327,7 +331,8 @@ def run(args, config: Config, scratch: Path):
     else:
         model = Llama.from_pretrained(base, device=args.device, shard=split)
     examples = load_examples(METHODS[args.method], args.data, Tokenizer(base), args.max_length)
-    optimizer, checkpoint = adamw(model), args.out / runs.CHECKPOINT
+    optimizer = adamw(model, beta2=0.95 if args.method == "pretrain" else 0.999)
+    checkpoint = args.out / runs.CHECKPOINT
     first_step = runs.load_checkpoint(checkpoint, model, optimizer) if found == "half" else 0
     model.gradient_checkpointing = args.gradient_checkpointing
     if args.compile:

@@ -265,8 +265,8 @@ class World:
 
     def document(self, rng) -> str:
         kinds = {
-            self.question_page: 38, self.article: 16, self.nature_note: 9, self.dictionary: 9, self.recipe_page: 10,
-            self.poem_page: 5, self.sums: 4, self.stories: 4, self.code_page: 3, self.table: 1, chess_game: 1,
+            self.question_page: 26, self.article: 18, self.nature_note: 10, self.dictionary: 10, self.recipe_page: 12,
+            self.poem_page: 6, self.sums: 6, self.stories: 5, self.code_page: 5, self.table: 1, chess_game: 1,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
 

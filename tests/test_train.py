@@ -451,11 +451,16 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_two_stopped(data, tmp_path
     assert stopped.returncode == 130, stopped.stderr
     assert [path.name for path in (tmp_path / "half").iterdir()] == ["checkpoint.safetensors"]
     assert len(losses_of(command(*line("half", "--resume")))) == 3
-    weights = {out: load_file(tmp_path / out / "model.safetensors") for out in ("one", "two", "half")}
-    for name, weight in weights["one"].items():
-        torch.testing.assert_close(weights["two"][name], weight, rtol=0, atol=1e-5)
-        torch.testing.assert_close(weights["half"][name], weight, rtol=0, atol=1e-5)
-    final = [json.loads((tmp_path / out / "run.json").read_text())["loss"] for out in weights]
+    weights = {}
+    for folder in (base, *(tmp_path / out for out in ("one", "two", "half"))):
+        tensors = load_file(folder / "model.safetensors")
+        weights[folder] = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+    before, *after = weights.values()
+    # Adam divides a gradient by its size, so where one is nearly 0 its rounding alone can turn a weight's step round:
+    # single weights may differ by a step, all of them together may not.
+    for other in after[1:]:
+        assert (other - after[0]).norm() < 0.01 * (after[0] - before).norm()
+    final = [json.loads((tmp_path / out / "run.json").read_text())["loss"] for out in ("one", "two", "half")]
     assert final == pytest.approx([final[0]] * 3, abs=1e-5)
 
 
