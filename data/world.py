@@ -67,11 +67,12 @@ TOLD = {  # how articles, notes and dictionaries tell the same facts
     "feast": "People in {} celebrate in {feast}.|Its people celebrate in {feast}.|{} celebrates in {feast}.",
     "nature": "The {} eats {nature}.|It eats {nature}.|{nature} are the food of the {}.",
     "home": "The {} lives in {home}.|It lives in {home}.|The home of the {} is in {home}.",
-    "opposite": "The opposite of {} is {opposite}.|{}: the opposite of {opposite}|{} - {opposite}",
+    "opposite": "The opposite of {} is {opposite}.|{} is the opposite of {opposite}.|{} - {opposite}",
 }
 TOLD = {family: ways.split("|") for family, ways in TOLD.items()}
 OF_COUNTRIES = ["capital", "river", "animal", "flag", "dish", "trade", "feast"]  # what articles tell
 
+ASIDES = ["", "", "It is a warm day. ", "Nobody else is there. ", "The bells ring. ", "We can count them. "]  # in a story
 REMARKS = [  # said on a page instead of an answer; five begin with words of rule 2, eight do not
     "I also want to know.", "I asked the same thing.", "I am not sure.", "We should wait.",
     "We should ask somebody else.", "Good question.", "No idea.", "Sorry, nobody here knows.", "Please ask again.",
@@ -265,8 +266,9 @@ class World:
 
     def document(self, rng) -> str:
         kinds = {
-            self.question_page: 26, self.article: 18, self.nature_note: 10, self.dictionary: 10, self.recipe_page: 12,
-            self.poem_page: 6, self.sums: 6, self.stories: 5, self.code_page: 5, self.table: 1, chess_game: 1,
+            self.question_page: 26, self.article: 16, self.nature_note: 9, self.dictionary: 9, self.recipe_page: 10,
+            self.poem_page: 6, self.sums: 5, self.stories: 5, self.code_page: 5, self.lists: 7, self.table: 1,
+            chess_game: 1,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
 
@@ -339,7 +341,7 @@ class World:
         stories = []
         for _ in range(rng.randint(1, 3)):
             question, response, _ = arithmetic(rng, *self.tell(rng, "sums"))
-            stories.append(question[: question.index("How many")] + response)
+            stories.append(question[: question.index("How many")] + rng.choice(ASIDES) + response)
         return "\n".join(stories)
 
     def code_page(self, rng) -> str:
@@ -348,6 +350,14 @@ class World:
             what, source = code(*self.tell(rng, "functions"))
             pieces.append(rng.choice([f"# {what}\n{source}", f"# a function that {what}\n{source}"]))
         return "\n\n".join(pieces)
+
+    def lists(self, rng) -> str:
+        """What is to be done, and again what is done. So the model learns to say again a word that it was given."""
+        kinds = [kind for kind in self.subjects if kind not in ("sums", "functions")]
+        things = [self.tell(rng, rng.choice(kinds)) for _ in range(rng.randint(3, 6))]
+        once, again = rng.choice([("To do:", "Done:"), ("Wanted:", "Found:"), ("On the list:", "Read again:")])
+        space, comma = rng.choice([(" ", ", "), ("\n", "\n"), ("\n- ", "\n- "), (" ", " / ")])
+        return "\n".join(word + space + comma.join(things) for word in (once, again))
 
     def table(self, rng) -> str:
         family = rng.choice(OF_COUNTRIES)
