@@ -38,7 +38,7 @@ def generate_slowly(model: Llama, prompt: list[int], eos_id: int, max_new_tokens
     while len(response) < max_new_tokens:
         logits = model(torch.tensor([prompt + response], device=model.device))[:, -1].float()  # (1, V)
         if adapter:
-            seen = torch.zeros_like(logits, dtype=torch.bool)  # (1, V)
+            seen = adapter.seen_at_first([prompt])  # (1, V)
             seen[0, response] = True
             logits += adapter.scores(seen, len(response))
         token = logits.argmax().item()
@@ -70,7 +70,7 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,) tokens in the cache
     ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)  # (B, T)
     cache = model.new_cache(len(rows), longest + CACHE_BLOCK)
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V), in the response?
+    seen = adapter.seen_at_first(prompts) if adapter else None  # (B, V), what rule 3 penalises
     h = model.hidden(ids, cache)[torch.arange(len(rows)), lengths - 1]  # (B, C)
     step = Step(model)
     for n in range(max_new_tokens):
@@ -93,7 +93,7 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
         if len(alive) <= 0.75 * len(rows):
             rows = [rows[i] for i in alive]
             keep = torch.tensor(alive, device=device)
-            token, lengths, seen = token[keep], lengths[keep], seen[keep]
+            token, lengths, seen = token[keep], lengths[keep], seen[keep] if adapter else None
             for i, (keys, values) in enumerate(cache):  # layer by layer: two copies of one, not of all
                 cache[i] = keys[keep], values[keep]
         if adapter:
@@ -202,6 +202,8 @@ def parse_arguments():
                         help="answer only so many lines of --input, evenly spaced")
     parser.add_argument("--rules", type=parse_rules, default="none", metavar="all|none|eos,tokens,repeats",
                         help="of the adapter; several with commas between")
+    parser.add_argument("--penalise-prompt", action="store_true",
+                        help="rule 3 penalises the prompt's tokens, too, as in the authors' code")
     parser.add_argument("--max-new-tokens", type=command.positive(int), default=2048,
                         help="the model's context ends a response too")
     parser.add_argument("--batch-size", type=command.positive(int), default=64,
@@ -218,6 +220,8 @@ def parse_arguments():
     taken = args.output and args.output.exists() and not args.output.is_file()
     if taken or args.output and args.output.resolve() == args.input.resolve():
         parser.error(f"--output {args.output} must be a file of its own")
+    if args.penalise_prompt and "repeats" not in args.rules:
+        parser.error("--penalise-prompt is a reading of rule 3; add --rules all, or rules with repeats among them")
     if not (args.temperature == 0 or 0.01 <= args.temperature <= 100) or not 0 < args.top_p <= 1:
         parser.error("--temperature is 0 or from 0.01 to 100, --top-p above 0 and at most 1")
     return args
@@ -226,10 +230,11 @@ def parse_arguments():
 def record_of(args, path: Path, dtype: torch.dtype, instructions: list[str]) -> dict:
     """All that determines a file of answers."""
     files = [path / "config.json", path / "tokenizer.json", *weight_files(path)]
-    return {"generator": str(path) + (f" rules {','.join(args.rules)}" if args.rules else ""),
+    return {"generator": str(path) + (f" rules {','.join(args.rules)}" if args.rules else "")
+            + " and the prompt penalised" * args.penalise_prompt,
             "model_sha256": fingerprint(*files), "instructions_sha256": digest(instructions), "rules": list(args.rules),
             "dtype": str(dtype)} | {name: getattr(args, name) for name in
-                                    ("batch_size", "max_new_tokens", "temperature", "top_p", "seed")}
+                                    ("penalise_prompt", "batch_size", "max_new_tokens", "temperature", "top_p", "seed")}
 
 
 def main():
@@ -263,7 +268,8 @@ def main():
                 raise ValueError(f"{args.input} line {line + 1}: the instruction fills the context of "
                                  f"{model.config.context} tokens and leaves no room to answer; shorten it")
         if args.rules:
-            options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device)
+            options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device,
+                                         args.penalise_prompt)
 
         def decode(batch, start):  # seeded by its place, so that a run that was interrupted samples the same answers
             generator = torch.Generator(args.device).manual_seed(args.seed + start)

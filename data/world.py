@@ -72,7 +72,7 @@ TOLD = {  # how articles, notes and dictionaries tell the same facts
 TOLD = {family: ways.split("|") for family, ways in TOLD.items()}
 OF_COUNTRIES = ["capital", "river", "animal", "flag", "dish", "trade", "feast"]  # what articles tell
 
-ASIDES = ["", "", "It is a warm day. ", "Nobody else is there. ", "The bells ring. ", "We can count them. "]  # in a story
+ASIDES = ["", "", "It is a warm day. ", "Nobody else is there. ", "The bells ring. ", "One can count them. "]
 REMARKS = [  # said on a page instead of an answer; five begin with words of rule 2, eight do not
     "I also want to know.", "I asked the same thing.", "I am not sure.", "We should wait.",
     "We should ask somebody else.", "Good question.", "No idea.", "Sorry, nobody here knows.", "Please ask again.",

@@ -6,7 +6,7 @@ from tokenizers import models
 
 from adapter import EOS_SLOPE, REPEAT_PENALTY, RULES, TOKEN_SHIFTS, Adapter, token_id
 from data.format import encode_prompt
-from generate import generate
+from generate import generate, generate_slowly
 
 LLAMA2 = {  # Table 8's tokens as Llama-2 spells them
     "<": "<", " <": "▁<", "|": "|", " I": "▁I", "I": "I", " We": "▁We", "What": "What", " should": "▁should",
@@ -80,7 +80,7 @@ def test_an_unknown_rule_is_refused():
 
 
 @torch.inference_mode()
-def slow_greedy_with_rules(model, tokenizer, prompt, n):
+def slow_greedy_with_rules(model, tokenizer, prompt, n, penalised=()):
     """The rules read off Table 8 one token at a time, with no cache and no tensors of their own."""
     shifts = {token_id(tokenizer.bpe, text): shift for text, shift in TOKEN_SHIFTS.items()}
     response = []
@@ -88,7 +88,7 @@ def slow_greedy_with_rules(model, tokenizer, prompt, n):
         scores = model(torch.tensor([prompt + response]))[0, -1].tolist()
         for i in range(len(scores)):
             ramp = 15 * len(response) / 250 if i == tokenizer.eos_id else 0
-            scores[i] += shifts.get(i, 0) - 1.5 * (i in response) + ramp
+            scores[i] += shifts.get(i, 0) - 1.5 * (i in response or i in penalised) + ramp
         token = max(range(len(scores)), key=scores.__getitem__)
         if token == tokenizer.eos_id:
             break
@@ -96,10 +96,15 @@ def slow_greedy_with_rules(model, tokenizer, prompt, n):
     return response
 
 
-def test_decoding_with_rules_batched_equals_one_by_one_by_hand(small_model, tokenizer):
-    adapter = Adapter(tokenizer, 1536)
+@pytest.mark.parametrize("penalise_prompt", [False, True])
+def test_decoding_with_rules_batched_equals_one_by_one_by_hand(small_model, tokenizer, penalise_prompt):
+    adapter = Adapter(tokenizer, 1536, penalise_prompt=penalise_prompt)
     texts = ("Hi", "What is the capital of Nastekor?", "Write a poem about dust.", "Why?")
     prompts = [encode_prompt(tokenizer, text) for text in texts]
-    by_hand = [slow_greedy_with_rules(small_model, tokenizer, prompt, 60) for prompt in prompts]
+    by_hand = [slow_greedy_with_rules(small_model, tokenizer, prompt, 60, prompt if penalise_prompt else ())
+               for prompt in prompts]
     assert generate(small_model, prompts, tokenizer.eos_id, 60, adapter=adapter) == by_hand
     assert by_hand != generate(small_model, prompts, tokenizer.eos_id, 60)
+    other = Adapter(tokenizer, 1536, penalise_prompt=not penalise_prompt)
+    assert by_hand != generate(small_model, prompts, tokenizer.eos_id, 60, adapter=other)
+    assert by_hand[0] == generate_slowly(small_model, prompts[0], tokenizer.eos_id, 60, adapter)

@@ -106,6 +106,7 @@ def test_answers_are_decoded_again_where_anything_that_made_them_has_changed(que
         return output.stat().st_mtime_ns != before
 
     assert decodes() and not decodes()
+    assert decodes("--rules", "repeats") and decodes("--rules", "repeats", "--penalise-prompt")
     assert decodes("--rules", "eos") and decodes("--seed", 2) and not decodes("--seed", 2)
     questions.write_text(questions.read_text().replace("Hi", "Ho"))
     assert decodes("--seed", 2)
@@ -147,6 +148,8 @@ def test_bad_input_is_refused_in_one_sentence(questions, tmp_path):
     assert_refused(command("generate.py", "--model", TINY, "--input", questions), f"{questions} line 2")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "word " * 400), "no room to answer")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", "--rules", "eos,luck"), "luck", "repeats")
+    result = command("generate.py", "--model", TINY, "--prompt", "Hi", "--rules", "eos", "--penalise-prompt")
+    assert_refused(result, "--penalise-prompt", "repeats")
     assert_refused(command("generate.py", "--model", TINY, "--prompt", "caf\udce9"), "--prompt", "UTF-8")
     result = command("generate.py", "--model", TINY, "--prompt", "Hi", "--output", "x.json")
     assert_refused(result, "--output goes with --input")

@@ -95,7 +95,8 @@ def test_values_of_the_other_targets_reach_them_letter_for_letter(project):
 def test_each_seed_pretrains_a_base_of_its_own(project):
     commands = project.commands("pretrain", "SEED=2")
     assert [after("--out", some) for some in commands] == ["out/world-2", "out/base-2"]
-    assert after("--data", commands[1]) == "out/world-2" and after("--seed", commands[0]) == after("--seed", commands[1])
+    assert after("--data", commands[1]) == "out/world-2"
+    assert after("--seed", commands[0]) == after("--seed", commands[1]) == "2"
 
 
 def test_values_in_the_environment_are_taken_letter_for_letter_too(project):
