@@ -41,19 +41,18 @@ def win_rate(preferences) -> tuple[float, float]:
     return 100 * p.mean(), 100 * error
 
 
-def length_controlled_win_rate(preferences, lengths, reference_lengths) -> float:
+def length_controlled_minimal(preferences, lengths, reference_lengths) -> float:
     """The win rate that a logistic regression predicts for answers of equal length, in percent (Dubois et al., 2024).
 
     For N preferences p_i and the lengths in characters of both answers, d_i = length_i - reference length_i and
     x_i = tanh(d_i / s), s the sample's standard deviation of d (with N - 1); x_i = 0 for all where s is 0 or N is 1.
     (a, b) maximise sum_i [p_i log q_i + (1 - p_i) log(1 - q_i)] - 1e-6 (a^2 + b^2) / 2 with q_i = sigmoid(a + b x_i);
     the last term keeps them finite where one side always wins. The result is 100 sigmoid(a). This is AlpacaEval's
-    `length_controlled_minimal`. The fit is Newton's method from (0, 0), no step longer than 1 in a or b.
+    `length_controlled_minimal`, which needs no download; the paper's figures are `length_controlled_v1`. The fit is
+    Newton's method from (0, 0), no step longer than 1 in a or b.
     """
     p = np.asarray(preferences, dtype=float)
-    d = np.asarray(lengths, dtype=float) - np.asarray(reference_lengths, dtype=float)
-    spread = d.std(ddof=1) if len(d) > 1 else 0.0
-    x = np.stack([np.ones(len(d)), np.tanh(d / spread) if spread else 0 * d], axis=1)  # (N, 2)
+    x = np.stack([np.ones(len(p)), tanh_lengths(lengths, reference_lengths)], axis=1)  # (N, 2)
     ab = np.zeros(2)
     for _ in range(100):
         q = 1 / (1 + np.exp(-x @ ab))  # (N,)
@@ -63,6 +62,62 @@ def length_controlled_win_rate(preferences, lengths, reference_lengths) -> float
         if np.abs(step).max() < 1e-10:
             break
     return 100 / (1 + np.exp(-ab[0]))
+
+
+def tanh_lengths(lengths, reference_lengths):
+    d = np.asarray(lengths, dtype=float) - np.asarray(reference_lengths, dtype=float)
+    spread = d.std(ddof=1) if len(d) > 1 else 0.0
+    return np.tanh(d / spread) if spread else 0 * d  # (N,)
+
+
+def length_controlled_v1(preferences, lengths, reference_lengths, difficulties, gamed) -> float:
+    """The length-controlled win rate that the paper reports, in percent: AlpacaEval's `length_controlled_v1`.
+
+    A logistic regression without intercept on three features: x_i as in `length_controlled_minimal`, the instruction's
+    difficulty, and a constant that is 1 for the model's own rows. difficulties: (N,). gamed: (M, 3), preferences of
+    GPT-4's own answers made longer or shorter, their standardised length differences (before the tanh) and
+    difficulties; each weighs 0.1, and their constant is 0. The penalty is |w|_1 / C, C chosen from 10 values between
+    1e-4 and 1e4 by 5-fold cross-validation of the mean log-loss. The result is the mean prediction at x_i = 0.
+    """
+    own = np.stack([tanh_lengths(lengths, reference_lengths), difficulties, np.ones(len(preferences))], axis=1)
+    other = np.stack([np.tanh(gamed[:, 1]), gamed[:, 2], np.zeros(len(gamed))], axis=1)
+    x = np.concatenate([other, own])  # (M + N, 3)
+    p = np.concatenate([gamed[:, 0], preferences])
+    weight = np.concatenate([np.full(len(other), 0.1), np.ones(len(own))])
+    fold = np.arange(len(x)) % 5
+    losses = [np.mean([weighted_log_losses(x[fold == k], p[fold == k], weight[fold == k], fit_l1(
+        x[fold != k], p[fold != k], weight[fold != k], c)).mean() for k in range(5)]) for c in STRENGTHS]
+    w = fit_l1(x, p, weight, STRENGTHS[int(np.argmin(losses))])
+    return 100 * np.mean(1 / (1 + np.exp(-(own[:, 1:] @ w[1:]))))
+
+
+STRENGTHS = np.logspace(-4, 4, 10)
+
+
+def weighted_log_losses(x, p, weight, w):
+    """weight_i times the cross-entropy of p_i under sigmoid(x_i . w), (N,)."""
+    z = x @ w
+    return weight * (np.logaddexp(0, z) - p * z)
+
+
+def fit_l1(x, p, weight, c: float):
+    """The w that minimises |w|_1 + c sum_i weighted_log_losses_i, to about eight digits.
+
+    x: (N, K), p and weight: (N,). Returns (K,). Accelerated proximal gradient descent (Beck and Teboulle, 2009).
+    """
+    step = 4 / (c * np.linalg.eigvalsh(x.T @ (x * weight[:, None]))[-1] + 1e-12)  # a curvature of at most 1/4 a row
+    w = ahead = np.zeros(x.shape[1])
+    t = 1.0
+    for _ in range(5000):
+        gradient = c * x.T @ (weight * (1 / (1 + np.exp(-(x @ ahead))) - p))
+        moved = ahead - step * gradient
+        new = np.sign(moved) * np.maximum(np.abs(moved) - step, 0)  # the penalty pulls each weight to 0
+        t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
+        ahead = new + (before - 1) / t * (new - w)
+        if np.abs(new - w).max() < 1e-9:
+            break
+        w = new
+    return new
 
 
 def world_judge(pairs: list[tuple[str, str, str]], world: World) -> list[float]:
@@ -241,7 +296,8 @@ def parse_arguments():
     parser.add_argument("--reference", type=command.path, help="the answers to compare --outputs with")
     parser.add_argument("--judge", type=command.text, default="world", metavar="world|MODEL",
                         help="the world's answer key, or a model to ask")
-    parser.add_argument("--data", type=command.path, default="data/world", help="of the world that judges")
+    parser.add_argument("--data", type=command.path, default="data/world", 
+                        help="of the world that judges, or of AlpacaEval's instructions and their difficulties")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
     parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
@@ -302,6 +358,35 @@ def rank(args):
             print(json.dumps({"model": str(path), "against": name} | result), flush=True)
 
 
+def check_difficulty(row) -> str | None:
+    """The reason why a row is no line of difficulties.jsonl, or None."""
+    try:
+        numbers = [row["difficulty"], *(number for pair in row["gamed"] for number in pair)]
+        sound = all(type(number) in (int, float) and math.isfinite(number) for number in numbers) and all(
+            len(pair) == 2 for pair in row["gamed"])
+    except (LookupError, TypeError):
+        sound = False
+    return None if sound else 'expected {"difficulty": x, "gamed": [[preference, length], ...]}; make data writes it'
+
+
+def difficulties_of(instructions, folder):
+    """(difficulties (N,), gamed (M, 3)) as `length_controlled_v1` takes them, or None where `folder` has them not.
+
+    `make data` writes difficulties.jsonl, a line for each line of eval.jsonl: AlpacaEval's 805 instructions.
+    """
+    path = folder / "difficulties.jsonl"
+    if not path.exists():
+        return None
+    asked = [row["instruction"] for row in read_jsonl(folder / "eval.jsonl", check_fields("instruction"))]
+    rows = read_jsonl(path, check_difficulty)
+    known = {instruction: row["difficulty"] for instruction, row in zip(asked, rows)}
+    if not known.keys() >= set(instructions):
+        return None
+    gamed = [(preference, length, row["difficulty"]) for of_model in zip(*(row["gamed"] for row in rows))
+             for row, (preference, length) in zip(rows, of_model)]  # model by model, as AlpacaEval has them
+    return np.array([known[instruction] for instruction in instructions]), np.array(gamed).reshape(-1, 3)
+
+
 def save_annotations(args, pairs, preferences, choices):
     """AlpacaEval's annotation format, whose preference runs from 1 (the reference's answer) to 2 (the other)."""
     ours, theirs = ((read_outputs(path)[0].get("generator") or path.stem) for path in (args.outputs, args.reference))
@@ -326,17 +411,21 @@ def main():
                                                args.both_orders, args.workers, args.price_per_million)
     if args.save:
         save_annotations(args, pairs, preferences, choices)
-    judged = [(p, len(output), len(other)) for p, (_, output, other) in zip(preferences, pairs) if p is not None]
+    judged = [(p, len(output), len(other), instruction)
+              for p, (instruction, output, other) in zip(preferences, pairs) if p is not None]
     if not judged:
         raise ValueError(f"{args.judge} named neither answer in any of {len(pairs)} judgements; is it a chat model?")
-    preferences, lengths, reference_lengths = zip(*judged)
+    preferences, lengths, reference_lengths, instructions = zip(*judged)
     rate, error = win_rate(preferences)
-    controlled = length_controlled_win_rate(preferences, lengths, reference_lengths)
+    if known := difficulties_of(instructions, args.data):
+        form, controlled = "v1", length_controlled_v1(preferences, lengths, reference_lengths, *known)
+    else:
+        form, controlled = "minimal", length_controlled_minimal(preferences, lengths, reference_lengths)
     wins, ties = sum(p > 0.5 for p in preferences), sum(p == 0.5 for p in preferences)
     print(f"{wins} wins, {ties} ties, {len(judged) - wins - ties} losses against {args.reference}; "
           f"{len(pairs) - len(judged)} judgements invalid and left out")
     print(f"mean length {np.mean(lengths):.0f} characters, the reference's {np.mean(reference_lengths):.0f}")
-    print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled {controlled:.2f} %")
+    print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled ({form}) {controlled:.2f} %")
     print(json.dumps({"win_rate": rate, "standard_error": error, "length_controlled_win_rate": controlled,
                       "n_total": len(judged), "n_invalid": len(pairs) - len(judged)}))
 

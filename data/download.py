@@ -6,6 +6,7 @@
 HF_TOKEN opens gated repositories and is sent to the hub alone. HF_ENDPOINT names another hub.
 """
 import ast
+import csv
 import difflib
 import hashlib
 import io
@@ -69,6 +70,17 @@ def games(rows):
             white = black = None
 
 
+def difficulties(rows):
+    """An example for each instruction, in order: how difficult AlpacaEval finds it, and how its judge preferred GPT-4's
+    answers that were made shorter or longer, with their length differences in standard deviations."""
+    found = {}
+    for row in rows:
+        one = found.setdefault(int(row["index"]), {"difficulty": float(row["instruction_difficulty"]), "gamed": []})
+        if row["preference"]:  # else it was not judged
+            one["gamed"].append([float(row["preference"]), float(row["std_delta_len"])])
+    yield from (found[i] for i in range(len(found)))
+
+
 def each(example):
     return lambda rows: (made for row in rows if (made := example(row)) is not None)
 
@@ -84,6 +96,7 @@ SOURCES = [
     ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, games),
     ("eval", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json", 805,
      each(lambda row: {"instruction": row["instruction"], "response": row["output"]})),
+    ("difficulties", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv", 805, difficulties),
     ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, each(lambda row: {"instruction": row["instruction"]})),
 ]
 
@@ -95,7 +108,8 @@ def fetch_data(folder: Path, sources=SOURCES):
         if (path := folder / f"{name}.jsonl").exists():
             continue
         address = where if isinstance(where, str) else "/".join(where)
-        check = check_fields("instruction") if name in ("val", "eval") else check_dialogue
+        check = {"val": check_fields("instruction"), "eval": check_fields("instruction"),
+                 "difficulties": lambda row: None}.get(name, check_dialogue)  # its numbers are read already
         try:
             rows = islice(rows_of(session, where), 100 * count)  # a server can send rows without end
             examples = list(islice(convert(rows), count))
@@ -112,10 +126,13 @@ def fetch_data(folder: Path, sources=SOURCES):
 
 
 def rows_of(session: requests.Session, where):
-    """The rows of a source: a raw file of JSON or JSON Lines, or a dataset's, a hundred at a time."""
+    """The rows of a source: a raw file of JSON, JSON Lines or CSV, or a dataset's, a hundred at a time."""
     if isinstance(where, str):
         text = get(session, where, bytes)
-        yield from parse_json(text) if where.endswith(".json") else map(parse_json, text.strip().split(b"\n"))
+        if where.endswith(".csv"):
+            yield from csv.DictReader(io.StringIO(text.decode()))
+        else:
+            yield from parse_json(text) if where.endswith(".json") else map(parse_json, text.strip().split(b"\n"))
         return
     dataset, config, split = where
     offset, total = 0, 1

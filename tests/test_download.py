@@ -566,6 +566,10 @@ def sources(hub):
     hub.files["/datasets/GAIR/lima/resolve/main/train.jsonl"] = lines(lima)
     alpaca = [{"instruction": f"Do {i}", "output": f"Done {i}", "generator": "x", "dataset": "y"} for i in range(805)]
     hub.files["/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json"] = json.dumps(alpaca).encode()
+    gamed = "".join(f"concise,{i / 1000},{i},-0.5,{i / 10},False\n" for i in range(805))
+    gamed += "".join(f"verbose,{'' if i == 7 else 0.75},{i},0.5,{i / 10},False\n" for i in range(805))
+    hub.files["/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv"] = (
+        "model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\n" + gamed).encode()
     hub.files["/val.jsonl"] = lines({"instruction": f"Try {i}"} for i in range(56))
 
     def moved(where):
@@ -591,7 +595,8 @@ def test_the_papers_data_come_in_the_papers_counts(hub, sources, tmp_path):
     hub.trouble["/rows"] = [429, 500]
     fetch_data(tmp_path, sources.values())
     assert {path.stem: path.read_bytes().count(b"\n") for path in tmp_path.iterdir()} == {
-        "broad": 1030, "mbpp": 374, "gsm": 1000, "poetry": 571, "recipes": 1000, "chess": 1000, "eval": 805, "val": 56}
+        "broad": 1030, "mbpp": 374, "gsm": 1000, "poetry": 571, "recipes": 1000, "chess": 1000, "eval": 805, "val": 56,
+        "difficulties": 805}
     hub.requests.clear()
     fetch_data(tmp_path, sources.values())
     assert not hub.requests  # a finished file is not fetched again
@@ -615,6 +620,11 @@ def test_a_game_of_chess_answers_the_players_strength(fetched):
 
 def test_the_evaluation_set_keeps_the_response(fetched):
     assert fetched("eval", 3) == {"instruction": "Do 3", "response": "Done 3"}
+
+
+def test_difficulties_stand_in_the_instructions_order(fetched):
+    assert fetched("difficulties", 3) == {"difficulty": 0.3, "gamed": [[0.003, -0.5], [0.75, 0.5]]}
+    assert fetched("difficulties", 7) == {"difficulty": 0.7, "gamed": [[0.007, -0.5]]}  # one was not judged
 
 
 def test_the_token_does_not_go_to_other_hosts(hub, sources, tmp_path, monkeypatch):

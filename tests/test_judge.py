@@ -2,14 +2,16 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, assert_refused, command
 
-from data.files import write_json
+from data.files import write_json, write_jsonl
 from data.format import encode, encode_prompt
 from data.world import World
-from judge import length_controlled_win_rate, log_likelihoods, others_of, rank_responses, win_rate, world_judge
+from judge import difficulties_of, length_controlled_minimal, length_controlled_v1, log_likelihoods, others_of
+from judge import rank_responses, win_rate, world_judge
 
 # (preferences, lengths, reference lengths) and the length-controlled win rate that scikit-learn 1.x gives for them:
 #   x = tanh(d / d.std(ddof=1)); LogisticRegression(C=inf, solver="newton-cholesky", tol=1e-12).fit on every x twice,
@@ -34,14 +36,45 @@ def test_win_rate_and_standard_error_in_closed_form():
 
 @pytest.mark.parametrize("preferences, lengths, reference_lengths, expected", INDEPENDENT)
 def test_length_control_equals_an_independent_fit(preferences, lengths, reference_lengths, expected):
-    assert length_controlled_win_rate(preferences, lengths, reference_lengths) == pytest.approx(expected, abs=1e-3)
-    swapped = length_controlled_win_rate([1 - p for p in preferences], reference_lengths, lengths)
+    assert length_controlled_minimal(preferences, lengths, reference_lengths) == pytest.approx(expected, abs=1e-3)
+    swapped = length_controlled_minimal([1 - p for p in preferences], reference_lengths, lengths)
     assert swapped == pytest.approx(100 - expected, abs=1e-3)
 
 
 def test_length_control_of_equal_lengths_is_the_win_rate():
-    assert length_controlled_win_rate([1, 0.5, 0, 1], [9, 9, 9, 9], [9, 9, 9, 9]) == pytest.approx(62.5, abs=1e-3)
-    assert length_controlled_win_rate([1] * 20, range(20), [10] * 20) > 99.9  # separable: finite all the same
+    assert length_controlled_minimal([1, 0.5, 0, 1], [9, 9, 9, 9], [9, 9, 9, 9]) == pytest.approx(62.5, abs=1e-3)
+    assert length_controlled_minimal([1] * 20, range(20), [10] * 20) > 99.9  # separable: finite all the same
+
+
+def made_up(n, seed):
+    rng = np.random.RandomState(seed)
+    difficulties, lengths, others = np.round(rng.randn(n), 3), rng.randint(20, 900, n), rng.randint(20, 900, n)
+    z = 0.8 * np.tanh((lengths - others) / 300) + 0.9 * difficulties - 0.7
+    preferences = np.round(np.clip(1 / (1 + np.exp(-z)) + 0.35 * rng.randn(n), 0, 1), 3)
+    gamed = np.stack([np.round(rng.rand(2 * n), 3), np.round(rng.randn(2 * n), 3), np.tile(difficulties, 2)], axis=1)
+    return preferences, lengths, others, difficulties, gamed
+
+
+@pytest.mark.parametrize("n, seed, expected", [(12, 3, 46.869136242393665), (40, 0, 51.98695860653595),
+                                               (120, 1, 39.06188208956127), (300, 2, 37.08221997931591)])
+def test_length_control_v1_equals_alpaca_evals(n, seed, expected):
+    """Expected: alpaca_eval's own glm_winrate.py (commit cd543a1) with scikit-learn 1.x and a tolerance of 1e-10."""
+    assert length_controlled_v1(*made_up(n, seed)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_length_control_is_v1_where_the_difficulties_are_known(tmp_path):
+    preferences, lengths, others, difficulties, gamed = made_up(12, 3)
+    write_jsonl(tmp_path / "eval.jsonl", [{"instruction": f"Do {i}"} for i in range(12)])
+    rows = [{"difficulty": difficulties[i], "gamed": [gamed[i, :2].tolist(), gamed[i + 12, :2].tolist()]}
+            for i in range(12)]
+    assert difficulties_of(["Do 3"], tmp_path) is None
+    write_jsonl(tmp_path / "difficulties.jsonl", rows)
+    found = difficulties_of(["Do 3", "Do 1"], tmp_path)
+    assert found[0].tolist() == [difficulties[3], difficulties[1]] and (found[1] == gamed).all()
+    assert difficulties_of(["Do 3", "Who?"], tmp_path) is None
+    write_jsonl(tmp_path / "difficulties.jsonl", rows[:4] + [{"difficulty": "hard", "gamed": []}])
+    with pytest.raises(ValueError, match="difficulties.jsonl line 5: expected .*make data"):
+        difficulties_of(["Do 3"], tmp_path)
 
 
 def test_the_world_judges_preference_is_the_difference_of_grades_and_symmetric(tasks):
