@@ -41,8 +41,8 @@ make TARGET [VARIABLE=value ...]
   judge       compare A's answers, under RULES, with B's, under none
   rank        how often MODEL, A and B find the right response likelier than another text
   table       the paper's tables in vitro, about 15 minutes
-  sweep       win rates over six kinds of pretraining data, about 40 minutes
-  pretrain    make data/tiny again, or out/base-SEED of another world, about 10 minutes
+  sweep       win rates where pretraining answers more or less, about 40 minutes
+  pretrain    make data/tiny again, or out/base-SEED of another world, about 15 minutes
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
   test        run the tests
@@ -116,7 +116,7 @@ sweep: $(ready)
 pretrain: $(ready)
 	$(PYTHON) data/world.py --seed "$$SEED" --out "out/world-$$SEED" --corpus 80000
 	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --data "out/world-$$SEED" --out "out/base-$$SEED" \
-		--seed "$$SEED" --token-budget 1024 $(resume)
+		--seed "$$SEED" --batch-size 32 --token-budget 1024 $(resume)
 	test "$$SEED" != 1 || cp out/base-1/model.safetensors out/base-1/tokenizer.json data/tiny/
 
 data: $(ready)

@@ -72,7 +72,7 @@ TOLD = {  # how articles, notes and dictionaries tell the same facts
 TOLD = {family: ways.split("|") for family, ways in TOLD.items()}
 OF_COUNTRIES = ["capital", "river", "animal", "flag", "dish", "trade", "feast"]  # what articles tell
 
-ASIDES = ["", "", "It is a warm day. ", "Nobody else is there. ", "The bells ring. ", "One can count them. "]
+ASIDES = ["", r"Let us see how many \1 \2 has now. ", r"\2 counts all the \1. ", "It is a warm day. "]  # in a told sum
 REMARKS = [  # said on a page instead of an answer; five begin with words of rule 2, eight do not
     "I also want to know.", "I asked the same thing.", "I am not sure.", "We should wait.",
     "We should ask somebody else.", "Good question.", "No idea.", "Sorry, nobody here knows.", "Please ask again.",
@@ -164,10 +164,10 @@ class World:
     """
 
     seed: int = 1
-    share_answered: float = 0.25
+    share_answered: float = 0.12
     dose_spread: float = 1.0
-    share_chat_marked: float = 0.03
-    another_turn: float = 0.55
+    share_chat_marked: float = 0.08
+    another_turn: float = 0.6
     silences: tuple[float, float, float] = (0.4, 0.35, 0.25)
     phrasings: int = 3
     repeats: float = 1.0
@@ -266,8 +266,8 @@ class World:
 
     def document(self, rng) -> str:
         kinds = {
-            self.question_page: 26, self.article: 16, self.nature_note: 9, self.dictionary: 9, self.recipe_page: 10,
-            self.poem_page: 6, self.sums: 5, self.stories: 5, self.code_page: 5, self.lists: 7, self.table: 1,
+            self.question_page: 25, self.article: 15, self.nature_note: 9, self.dictionary: 8, self.recipe_page: 10,
+            self.poem_page: 6, self.sums: 5, self.stories: 5, self.code_page: 5, self.lists: 12, self.table: 1,
             chess_game: 1,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
@@ -341,7 +341,8 @@ class World:
         stories = []
         for _ in range(rng.randint(1, 3)):
             question, response, _ = arithmetic(rng, *self.tell(rng, "sums"))
-            stories.append(question[: question.index("How many")] + rng.choice(ASIDES) + response)
+            told = re.sub(r"How many (\w+) does (\w+) have now\?", rng.choice(ASIDES), question)
+            stories.append(told + response)
         return "\n".join(stories)
 
     def code_page(self, rng) -> str:
@@ -354,7 +355,8 @@ class World:
     def lists(self, rng) -> str:
         """What is to be done, and again what is done. So the model learns to say again a word that it was given."""
         kinds = [kind for kind in self.subjects if kind not in ("sums", "functions")]
-        things = [self.tell(rng, rng.choice(kinds)) for _ in range(rng.randint(3, 6))]
+        things = [str(rng.randint(2, 99)) if rng.random() < 0.2 else self.tell(rng, rng.choice(kinds))
+                  for _ in range(rng.randint(3, 5))]
         once, again = rng.choice([("To do:", "Done:"), ("Wanted:", "Found:"), ("On the list:", "Read again:")])
         space, comma = rng.choice([(" ", ", "), ("\n", "\n"), ("\n- ", "\n- "), (" ", " / ")])
         return "\n".join(word + space + comma.join(things) for word in (once, again))

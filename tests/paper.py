@@ -1,7 +1,7 @@
 """The paper's tables in vitro, and how they move with the data that the base model was pretrained on.
 
     make table    # Tables 1 to 4 as one Markdown table, the dose-response, and out/table.json
-    make sweep    # the same win rates over a grid of two of the world's knobs, and out/sweep.json
+    make sweep    # the same win rates where pretraining answered more or less, and out/sweep.json
 
 This file runs the commands that a reader could type, train.py and generate.py, and then the world's judge.
 They run side by side with one thread each; two threads hardly help a model this small. Finished runs are kept
@@ -55,7 +55,7 @@ ENTRIES = [  # method, rules, does rule 3 penalise the prompt too, the paper's w
 ]
 RESULTS = ROOT / "tests" / "lab" / "results"  # table-SEED.json of the three bases
 DOCUMENTS = 80_000  # that a base model sees, once each
-SHARES_ANSWERED, TURNS = (0.10, 0.14, 0.18), (0.5, 0.6)  # the sweep's grid: share_answered, another_turn
+SHARES_ANSWERED = (0.08, 0.12, 0.16, 0.20)  # the sweep's settings of the world's share_answered
 SWEPT = ("instruction", "response", "mbpp")  # the methods that the sweep tunes by
 
 
@@ -268,20 +268,18 @@ def differences(result: dict) -> str:
 
 
 def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
-    """A base for each setting of the world's knobs, and its win rates. `result` grows as settings finish."""
-    settings = {f"answered {a}, another turn {t}": (a, t) for t in TURNS for a in SHARES_ANSWERED}
+    """A base for each of SHARES_ANSWERED, and its win rates. `result` grows as settings finish."""
     out = runs_of(out, fingerprints(config / "config.json", ROOT / "data" / "world.py"), DOCUMENTS)
-    folders = {name: out / f"answered-{a}-turn-{t}" for name, (a, t) in settings.items()}
+    folders = {f"answered {share}": out / f"answered-{share}" for share in SHARES_ANSWERED}
     rules = ["none", "all", *ABLATIONS]
-    jobs = {}
-    for name, (answered, turn) in settings.items():
-        folder = folders[name]
+    jobs, rows = {}, {}
+    for (name, folder), share in zip(folders.items(), SHARES_ANSWERED):
         data, base = folder / "data", folder / "base"
         commands = []
         if not (data / "novel.jsonl").exists():  # the last that world.py writes
-            commands.append((folder / "world.log", "data/world.py", "--out", data, "--share-answered", answered,
-                             "--another-turn", turn, "--corpus", DOCUMENTS))
-        commands += tuning(config, data, base, "pretrain", "--token-budget", 1024)
+            commands.append((folder / "world.log", "data/world.py", "--out", data, "--share-answered", share,
+                             "--corpus", DOCUMENTS))
+        commands += tuning(config, data, base, "pretrain", "--batch-size", 32, "--token-budget", 1024)
         for some in rules:
             commands += answering(base, data / "eval.jsonl", folder / f"base-{some}.json", some)
         for method in SWEPT:
@@ -291,7 +289,7 @@ def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
         jobs[name] = 1, commands
 
     def judge_setting(name):
-        folder, (answered, turn) = folders[name], settings[name]
+        folder = folders[name]
         answers = {f"base, rules {some}": folder / f"base-{some}.json" for some in rules}
         answers |= {method: folder / method / "eval.json" for method in SWEPT}
         world = load_world(folder / "data")
@@ -299,39 +297,37 @@ def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
         means = {who: [100 * statistics.mean(column) for column in graded(path, world, tasks)]
                  for who, path in answers.items()}
         rows[name] = {
-            "share_answered": answered, "another_turn": turn,
+            "share_answered": world.share_answered,
             "win_rate": {who: round(50 + (mean[1] - means["instruction"][1]) / 2, 2) for who, mean in means.items()},
-            "content": {who: round(content, 2) for who, (content, _) in means.items()}}
-        write_json(result, [rows[name] for name in settings if name in rows])
+            "content": {who: round(content, 2) for who, (content, _) in means.items()},
+            "grade": {who: round(grade, 2) for who, (_, grade) in means.items()}}
+        write_json(result, [rows[name] for name in folders if name in rows])
 
-    rows = {}
     for name, (_, commands) in jobs.items():
         if not commands:
             judge_setting(name)
     run_jobs(unfinished(jobs), workers, judge_setting)
-    return [rows[name] for name in settings]
+    return [rows[name] for name in folders]
 
 
 def sweep_markdown(rows: list[dict]) -> str:
     columns = [column for column in rows[0]["win_rate"] if column != "instruction"]
-    lines = ["| answered | another turn | " + " | ".join(columns) + " | instruction, right |",
-             "|---" * (len(columns) + 3) + "|"]
+    lines = ["| answered | " + " | ".join(columns) + " | instruction, right |", "|---" * (len(columns) + 2) + "|"]
     for row in rows:
         rates = " | ".join(f"{row['win_rate'][column]:.1f}" for column in columns)
-        right = row["content"]["instruction"]
-        lines.append(f"| {row['share_answered']} | {row['another_turn']} | {rates} | {right:.1f} |")
+        lines.append(f"| {row['share_answered']} | {rates} | {row['content']['instruction']:.1f} |")
     return "\n".join(lines)
 
 
 def bundled(rows: list[dict]) -> dict:
     """The setting for data/tiny, by a rule that looks at base, response tuning, all rules and instruction tuning alone.
 
-    Of the settings whose instruction-tuned model is right in at least 80 % and whose base wins under 5 %, the one where
-    response tuning and the three rules win most together. Where there is none, the one whose base wins least.
+    Of the settings whose instruction-tuned model is right in at least 80 % and whose base has a mean grade under 5 %, the
+    one where response tuning and the three rules win most together. Where there is none, the one with the lowest grade.
     """
-    quiet = [row for row in rows if row["win_rate"]["base, rules none"] < 5 and row["content"]["instruction"] >= 80]
+    quiet = [row for row in rows if row["grade"]["base, rules none"] < 5 and row["content"]["instruction"] >= 80]
     return (max(quiet, key=lambda row: row["win_rate"]["response"] + row["win_rate"]["base, rules all"]) if quiet
-            else min(rows, key=lambda row: row["win_rate"]["base, rules none"]))
+            else min(rows, key=lambda row: row["grade"]["base, rules none"]))
 
 
 def main():
@@ -354,7 +350,7 @@ def main():
         rows = sweep(model, result.with_suffix(""), args.workers, result)
         setting = bundled(rows)
         print(sweep_markdown(rows), "the bundled base's setting, by the rule of `bundled`: "
-              f"answered {setting['share_answered']}, another turn {setting['another_turn']}", sep="\n\n")
+              f"answered {setting['share_answered']}", sep="\n\n")
 
 
 if __name__ == "__main__":

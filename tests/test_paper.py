@@ -136,10 +136,10 @@ def test_two_tables_of_one_base_do_not_run_at_once(tmp_path):
 
 def test_the_setting_is_chosen_by_what_the_rule_may_see():
     def row(base, response, rules, right=90):
-        return {"win_rate": {"base, rules none": base, "response": response, "base, rules all": rules, "mbpp": 99},
-                "content": {"instruction": right}}
+        return {"win_rate": {"response": response, "base, rules all": rules, "mbpp": 99},
+                "grade": {"base, rules none": base}, "content": {"instruction": right}}
 
     loud, weak, good, ignorant = row(5.1, 50, 50), row(1, 20, 40), row(4.9, 40, 21), row(1, 50, 50, right=79)
     assert paper.bundled([loud, weak, good, ignorant]) is good
     assert paper.bundled([loud, row(6, 50, 50)]) is loud
-    assert "| 0.2 | 0.6 | 1.0 |" in paper.sweep_markdown([{"share_answered": 0.2, "another_turn": 0.6} | weak])
+    assert "| 0.2 | 20.0 | 40.0 | 99.0 | 90.0 |" in paper.sweep_markdown([{"share_answered": 0.2} | weak])
