@@ -52,7 +52,7 @@ make TARGET [VARIABLE=value ...]
   DATA=$(DATA)   a folder of training and eval sets
   OUT=$(OUT)   OVERWRITE=1 discards the run that it holds
   SEED=$(SEED)   EPOCHS=$(or $(EPOCHS),the method's own)
-  PROMPT="What is the capital of Nastekor?"
+  PROMPT="What is the capital of Brabrol?"
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL
@@ -70,7 +70,7 @@ train: $(ready) $(world)
 	@$(PYTHON) generate.py --model "$$MODEL" "$$OUT" --input "$$DATA/eval.jsonl" --limit 3
 
 ifneq ($(filter generate,$(MAKECMDGOALS)),)
-$(if $(PROMPT),,$(error ask something, for example: make generate PROMPT="What is the capital of Nastekor?"))
+$(if $(PROMPT),,$(error ask something, for example: make generate PROMPT="What is the capital of Brabrol?"))
 endif
 generate: $(ready)
 	@$(PYTHON) generate.py --model "$$MODEL" --rules "$$RULES" --prompt="$$PROMPT"

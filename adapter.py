@@ -5,7 +5,7 @@
 p_rules is the softmax of three summed rule scores, so the product of experts is an addition of
 those scores to the base model's logits.
 
-    python generate.py --model data/tiny --rules all --prompt "What is the capital of Nastekor?"
+    python generate.py --model data/tiny --rules all --prompt "What is the capital of Brabrol?"
 """
 import sys
 

@@ -1,6 +1,6 @@
 """Decoding: greedy or sampled, batched, with a key/value cache, with or without the three rules.
 
-    python generate.py --model out/response --prompt "What is the capital of Nastekor?"
+    python generate.py --model out/response --prompt "What is the capital of Brabrol?"
     python generate.py --model data/tiny out/response --input data/world/eval.jsonl --limit 3
     python generate.py --model out/response --input data/world/eval.jsonl --output out/response/eval.json
     torchrun --nproc_per_node=8 generate.py ...     # the same, the instructions split over eight GPUs

@@ -322,8 +322,8 @@ def sweep_markdown(rows: list[dict]) -> str:
 def bundled(rows: list[dict]) -> dict:
     """The setting for data/tiny, by a rule that looks at base, response tuning, all rules and instruction tuning alone.
 
-    Of the settings whose instruction-tuned model is right in at least 80 % and whose base has a mean grade under 5 %, the
-    one where response tuning and the three rules win most together. Where there is none, the one with the lowest grade.
+    Of the settings whose instruction-tuned model is right in at least 80 % and whose base has a mean grade under 5 %,
+    the one where response tuning and the three rules win most together. Where there is none, the lowest grade.
     """
     quiet = [row for row in rows if row["grade"]["base, rules none"] < 5 and row["content"]["instruction"] >= 80]
     return (max(quiet, key=lambda row: row["win_rate"]["response"] + row["win_rate"]["base, rules all"]) if quiet

@@ -99,7 +99,7 @@ def slow_greedy_with_rules(model, tokenizer, prompt, n, penalised=()):
 @pytest.mark.parametrize("penalise_prompt", [False, True])
 def test_decoding_with_rules_batched_equals_one_by_one_by_hand(small_model, tokenizer, penalise_prompt):
     adapter = Adapter(tokenizer, 1536, penalise_prompt=penalise_prompt)
-    texts = ("Hi", "What is the capital of Nastekor?", "Write a poem about dust.", "Why?")
+    texts = ("Hi", "What is the capital of Brabrol?", "Write a poem about dust.", "Why?")
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     by_hand = [slow_greedy_with_rules(small_model, tokenizer, prompt, 60, prompt if penalise_prompt else ())
                for prompt in prompts]

@@ -29,7 +29,7 @@ def scored(ids, labels):
 
 
 TEXTS = [
-    ("What is the capital of Nastekor?", "The capital of Nastekor is Vutil."),
+    ("What is the capital of Brabrol?", "The capital of Brabrol is Vutil."),
     ("  padded \n", "\n  def f(x):\n    return x\n"),
     ("<|user|>\nWho?", "<|assistant|>\nI said </s> and <s>."),
     ("Schreib «Grüße», 日本語 🙂.", "Grüße aus 日本 🙂🙂!"),

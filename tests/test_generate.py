@@ -15,7 +15,7 @@ from generate import CACHE_BLOCK, choose, generate, generate_slowly, stream
 from model import Llama
 
 INSTRUCTIONS = [
-    "Hi", "What is the capital of Nastekor?", "Tell me a word that means the opposite of narrow.",
+    "Hi", "What is the capital of Brabrol?", "Tell me a word that means the opposite of narrow.",
     "Write a poem about dust.",
     "Ben has 3 apples and buys 4 more. How many apples does Ben have now?", "word " * 60,
 ]
