@@ -72,7 +72,7 @@ TOLD = {  # how articles, notes and dictionaries tell the same facts
 TOLD = {family: ways.split("|") for family, ways in TOLD.items()}
 OF_COUNTRIES = ["capital", "river", "animal", "flag", "dish", "trade", "feast"]  # what articles tell
 
-ASIDES = ["", r"Let us see how many \1 \2 has now. ", r"\2 counts all the \1. ", "It is a warm day. "]  # in a told sum
+ASIDES = ["", r"Let us see how many \1 \2 has now. ", r"\2 counts the \1 and sees how many \1 \2 has now. "]  # told
 REMARKS = [  # said on a page instead of an answer; five begin with words of rule 2, eight do not
     "I also want to know.", "I asked the same thing.", "I am not sure.", "We should wait.",
     "We should ask somebody else.", "Good question.", "No idea.", "Sorry, nobody here knows.", "Please ask again.",
@@ -130,7 +130,7 @@ KIND = {family: "countries" for family in PHRASINGS} | {  # of the subjects that
     "nature": "animals", "home": "animals", "opposite": "words", "recipe": "dishes", "poem": "topics", "maths": "sums",
     "code": "functions",
 }
-LINES, SENTENCES = {"recipe": 4, "poem": 4, "code": 2}, {"country": 4, "maths": 2}  # the longest answers; else 1
+LINES, SENTENCES = {"recipe": 5, "poem": 4, "code": 2}, {"country": 4, "maths": 2}  # the longest answers; else 1
 N_VAL, N_EVAL = 5, 20  # instructions of a family; each asks about a subject of its own
 
 
@@ -242,8 +242,12 @@ class World:
         if family == "code":
             what, source = code(*subject)
             return Task(family, what, phrasing.format(what), source)
-        write = {"recipe": self.recipe, "poem": self.poem}.get(family)
-        response = write(rng, subject) if write else RESPONSES[family].format(subject, **self.about(subject))
+        if family == "poem":
+            response = self.poem(rng, subject)
+        elif family == "recipe":
+            response = f"{subject} needs:\n{self.recipe(rng, subject)}"
+        else:
+            response = RESPONSES[family].format(subject, **self.about(subject))
         return Task(family, subject, phrasing.format(subject), response)
 
     def about(self, subject) -> dict[str, str]:
@@ -266,8 +270,8 @@ class World:
 
     def document(self, rng) -> str:
         kinds = {
-            self.question_page: 25, self.article: 15, self.nature_note: 9, self.dictionary: 8, self.recipe_page: 10,
-            self.poem_page: 6, self.sums: 5, self.stories: 5, self.code_page: 5, self.lists: 12, self.table: 1,
+            self.question_page: 25, self.article: 15, self.nature_note: 10, self.dictionary: 8, self.recipe_page: 10,
+            self.poem_page: 6, self.sums: 4, self.stories: 9, self.code_page: 4, self.lists: 10, self.table: 1,
             chess_game: 1,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
@@ -327,7 +331,7 @@ class World:
 
     def recipe_page(self, rng) -> str:
         dish = self.tell(rng, "dishes")
-        return heading(rng, dish, "Recipe for {}\n") + self.recipe(rng, dish)
+        return heading(rng, dish, "Recipe for {}\n", "{} needs:\n") + self.recipe(rng, dish)
 
     def poem_page(self, rng) -> str:
         topic = self.tell(rng, "topics")

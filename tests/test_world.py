@@ -182,7 +182,7 @@ def test_other_words_for_the_right_answer_are_right(world, tasks):
     for answer in (f"Its capital is {name}.", f"{name}", f"People meet in {name}, the capital of {capital.subject}."):
         assert world.grade(capital, answer) == (1, 1)
     assert world.grade(maths, maths.response.split(". ")[1]) == (1, 1)
-    a, b, c, _, steps = recipe.response.split("\n")
+    _, a, b, c, _, steps = recipe.response.split("\n")
     assert world.grade(recipe, f" {c}\n {a}\n {b}\n\n{steps}") == (1, 1)  # as the recipes' training set lists them
     code = of(tasks, "code")
     assert world.grade(code, code.response.replace("def ", "def my_")) == (1, 1)
