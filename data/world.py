@@ -245,7 +245,7 @@ class World:
         if family == "poem":
             response = self.poem(rng, subject)
         elif family == "recipe":
-            response = f"{subject} needs:\n{self.recipe(rng, subject)}"
+            response = f"Recipe for {subject}\n{self.recipe(rng, subject)}"
         else:
             response = RESPONSES[family].format(subject, **self.about(subject))
         return Task(family, subject, phrasing.format(subject), response)
@@ -271,7 +271,7 @@ class World:
     def document(self, rng) -> str:
         kinds = {
             self.question_page: 25, self.article: 15, self.nature_note: 10, self.dictionary: 8, self.recipe_page: 10,
-            self.poem_page: 6, self.sums: 4, self.stories: 9, self.code_page: 4, self.lists: 10, self.table: 1,
+            self.poem_page: 6, self.sums: 4, self.stories: 7, self.code_page: 4, self.lists: 12, self.table: 1,
             chess_game: 1,
         }
         return rng.choices(list(kinds), weights=list(kinds.values()))[0](rng)
@@ -331,7 +331,7 @@ class World:
 
     def recipe_page(self, rng) -> str:
         dish = self.tell(rng, "dishes")
-        return heading(rng, dish, "Recipe for {}\n", "{} needs:\n") + self.recipe(rng, dish)
+        return heading(rng, dish, "Recipe for {}\n") + self.recipe(rng, dish)
 
     def poem_page(self, rng) -> str:
         topic = self.tell(rng, "topics")
@@ -505,7 +505,7 @@ def arithmetic(rng, op: str, a: int, b: int) -> tuple[str, str, str]:
     else:
         story, result = f"{who} has {a} boxes with {b} {things} in each.", a * b
     equation = f"{a} {op} {b} = {result}"
-    response = f"{equation}. So {who} has {result} {things} now, and no more."
+    response = f"Now {who} has {equation} {things}, and no more."
     return f"{story} How many {things} does {who} have now?", response, equation
 
 

@@ -55,7 +55,7 @@ ENTRIES = [  # method, rules, does rule 3 penalise the prompt too, the paper's w
 ]
 RESULTS = ROOT / "tests" / "lab" / "results"  # table-SEED.json of the three bases
 DOCUMENTS = 80_000  # that a base model sees, once each
-SHARES_ANSWERED = (0.08, 0.12, 0.16, 0.20)  # the sweep's settings of the world's share_answered
+SHARES_ANSWERED = (0.08, 0.14)  # the sweep's settings of the world's share_answered
 SWEPT = ("instruction", "response", "mbpp")  # the methods that the sweep tunes by
 
 
