@@ -130,7 +130,7 @@ KIND = {family: "countries" for family in PHRASINGS} | {  # of the subjects that
     "nature": "animals", "home": "animals", "opposite": "words", "recipe": "dishes", "poem": "topics", "maths": "sums",
     "code": "functions",
 }
-LINES, SENTENCES = {"recipe": 5, "poem": 4, "code": 2}, {"country": 4, "maths": 2}  # the longest answers; else 1
+LINES, SENTENCES = {"recipe": 5, "poem": 4, "code": 2}, {"country": 4}  # the longest answers; else 1
 N_VAL, N_EVAL = 5, 20  # instructions of a family; each asks about a subject of its own
 
 
