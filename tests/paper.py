@@ -3,31 +3,25 @@
     make table    # Tables 1 to 4 as one Markdown table, the dose-response, and out/table.json
     make sweep    # the same win rates where pretraining answered more or less, and out/sweep.json
 
-This file runs the commands that a reader could type, train.py and generate.py, and then the world's judge.
-They run side by side with one thread each; two threads hardly help a model this small. Finished runs are kept
-in a folder named by a hash of the base model and the data, so the same command goes on where it was stopped,
-and the runs of another base or other data never mix with them.
+Models and answers are made side by side, one thread each, and kept in out/lab (see lab/lab.py), so the same command
+goes on where it was stopped.
 """
-import os
 import json
+import os
 import statistics
-import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data import command  # first: Ctrl-C is quiet from here on
-from data.answers import read_outputs
 from data.download import model_folder
-from data.files import check_fields, clock, digest, fingerprint, hold, read_json, read_jsonl, write_json, write_jsonl
-from data.hub import weight_files
+from data.files import read_json, write_json
 from data.world import FAMILIES, NOVEL, World, load_world
+from generate import parse_rules
 from judge import win_rate
+from lab.lab import ask, pretrain, side_by_side, tune
 from train import METHODS
 
 SEEDS = (1, 2, 3)  # of finetuning
@@ -56,158 +50,69 @@ ENTRIES = [  # method, rules, does rule 3 penalise the prompt too, the paper's w
 RESULTS = ROOT / "tests" / "lab" / "results"  # table-SEED.json of the three bases
 DOCUMENTS = 80_000  # that a base model sees, once each
 SHARES_ANSWERED = (0.08, 0.14)  # the sweep's settings of the world's share_answered
+RULES_SWEPT = ["none", "all", *ABLATIONS]
 SWEPT = ("instruction", "response", "mbpp")  # the methods that the sweep tunes by
 
 
-def run_jobs(jobs: dict[str, tuple[float, list]], workers: int, finished=lambda name: None):
-    """Run jobs, {name: (cost, commands)}, `workers` at a time, each job's commands in order.
-
-    Prints a line as each ends, with the time that the costs (in any unit) say is left, and calls finished(name).
-    Raises ChildProcessError with a failed command's last words; those under way stop too.
-    """
-    total, done, began = sum(cost for cost, _ in jobs.values()), 0, time.perf_counter()
-    running, stop = set(), threading.Event()
-
-    def work(commands):
-        for log, *arguments in commands:
-            if stop.is_set():
-                return
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "w", encoding="utf-8") as file:
-                process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=file, stderr=file,
-                                           env=os.environ | {"OMP_NUM_THREADS": "1"})
-                running.add(process)
-                code = process.wait()
-                running.discard(process)
-            if code:
-                stop.set()
-                last = (log.read_text(encoding="utf-8").strip() or "no output").splitlines()[-1]
-                raise ChildProcessError(f"{last} (exit {code}, log {log})")
-
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(work, commands): name for name, (_, commands) in jobs.items()}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                name = futures[future]
-                done += jobs[name][0]
-                finished(name)
-                spent = time.perf_counter() - began
-                left = spent / done * (total - done)
-                print(f"{name}  ({100 * done / total:.0f} %, {clock(spent)} so far, {clock(left)} left)",
-                      file=sys.stderr, flush=True)
-        except BaseException:
-            stop.set()
-            for process in list(running):
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
+def dialogues(world: World, method: str) -> list[list[dict]]:
+    return [row["messages"] for row in world.training_set(METHODS[method].file)]
 
 
-def runs_of(out: Path, *made_from) -> Path:
-    """The folder in `out` for the runs made from these, a JSON value each; it is this process's alone from now on."""
-    folder = out / digest(made_from)
-    folder.mkdir(parents=True, exist_ok=True)
-    hold(folder)
-    print(f"finished runs are kept in {folder}", file=sys.stderr)
-    return folder
+def answers(base: Path, world: World, method: str, epochs: int, seed: int, instructions: list[str],
+            rules: tuple = (), penalise_prompt: bool = False) -> list[str]:
+    """What the base model, or the model that a method makes of it, answers."""
+    model = base if method == "base" else tune(base, dialogues(world, method), epochs, seed,
+                                               blank=METHODS[method].blank)
+    return ask(model, instructions, rules, penalise_prompt)
 
 
-def fingerprints(*paths: Path) -> dict[str, str | None]:
-    return {path.name: fingerprint(path) for path in paths}
+def graded(world: World, tasks: list, outputs: list[str]) -> tuple[list[float], list[float]]:
+    """(contents, grades) of the answers to some tasks."""
+    return tuple(map(list, zip(*(world.grade(task, output) for task, output in zip(tasks, outputs)))))
 
 
-def answering(model: Path, questions: Path, answers: Path, rules: str = "none", penalise_prompt: bool = False) -> list:
-    """The commands, one or none, after which `answers` holds a model's answers."""
-    if answers.exists():
-        return []
-    return [(answers.with_suffix(".log"), "generate.py", "--model", model, "--rules", rules,
-             "--input", questions, "--output", answers, *["--penalise-prompt"][:penalise_prompt])]
-
-
-def tuning(model: Path, data: Path, folder: Path, method: str, *options) -> list:
-    """The commands, one or none, after which `folder` holds the tuned model."""
-    if (folder / "run.json").exists():
-        return []
-    return [(folder.with_suffix(".log"), "train.py", "--method", method, "--model", model, "--data", data,
-             "--out", folder, "--resume", *options)]
-
-
-def graded(answers: Path, world: World, tasks: dict) -> tuple[list[float], list[float]]:
-    """(contents, grades) of a file of answers, in its order."""
-    rows = read_outputs(answers)
-    return tuple(map(list, zip(*(world.grade(tasks[row["instruction"]], row["output"]) for row in rows))))
-
-
-def table(model: Path, data: Path, out: Path, workers: int) -> dict:
+def table(base: Path, world: World, workers: int) -> dict:
     """Train, answer and judge all of ENTRIES. Returns what out/table.json holds:
 
     world, doses: the knobs and the families' doses; questions: the family of each instruction asked; rows: an entry
     each, with the win rates of its finetuning seeds over all families that have a dose, and the mean content and
-    grade (0 to 1) of the answers to each question. Raises ValueError where the data are not the world's.
+    grade (0 to 1) of the answers to each question.
     """
-    world = load_world(data)
     sets = world.evaluation_sets()
-    for name, tasks in sets.items():
-        rows = read_jsonl(data / f"{name}.jsonl", check_fields("instruction"))
-        if [row["instruction"] for row in rows] != [task.instruction for task in tasks]:
-            raise ValueError(f"{data / name}.jsonl was not written by data/world.py, whose answer key judges the table")
-    val = {task.instruction: task for task in sets["val"]}
-    test = {task.instruction: task for task in sets["eval"] + sets["novel"]}
-    files = [path for path in sorted(data.glob("*.jsonl")) if path.stem != "corpus"]
-    base = [model / "config.json", model / "tokenizer.json", *weight_files(model)]
-    out = runs_of(out, fingerprints(*base), fingerprints(*files))
-    write_jsonl(out / "questions.jsonl", [{"instruction": instruction} for instruction in test])
-
-    def tune(method, epochs, seed, questions):
-        path = out / f"{method}-{epochs}-epochs-seed-{seed}"
-        options = ("--epochs", epochs, "--seed", seed, "--token-budget", 1024)
-        return epochs + 2, (tuning(model, data, path, method, *options)
-                            + answering(path, questions, path / f"{questions.stem}.json"))
-
-    def answers(method, rules, prompt, seed, questions="questions"):
-        if method == "base":
-            return out / f"base-{rules}{'-prompt' if prompt else ''}.json"
-        return out / f"{method}-{chosen[method]}-epochs-seed-{seed}" / f"{questions}.json"
+    val, tasks = sets["val"], sets["eval"] + sets["novel"]
+    short, long = ([task.instruction for task in some] for some in (val, tasks))
 
     print("choosing epochs on val", file=sys.stderr)
-    jobs = {f"base, rules {rules}{', prompt too' if prompt else ''}": (
-        3, answering(model, out / "questions.jsonl", answers("base", rules, prompt, 0), rules, prompt))
-        for method, rules, prompt, *_ in ENTRIES if method == "base"}
-    jobs |= {f"{method}, {epochs} epochs": tune(method, epochs, SEEDS[0], data / "val.jsonl")
-             for epochs in reversed(EPOCHS) for method in TUNED}  # the longest first, so that the workers end together
-    run_jobs(unfinished(jobs), workers)
-
-    def val_grade(method, epochs):
-        return statistics.mean(graded(out / f"{method}-{epochs}-epochs-seed-{SEEDS[0]}" / "val.json", world, val)[1])
-
+    tried = {f"{method}, {epochs} epochs": (method, epochs) for epochs in reversed(EPOCHS) for method in TUNED}
+    outputs = side_by_side({name: (epochs + 1, answers, base, world, method, epochs, SEEDS[0], short)
+                            for name, (method, epochs) in tried.items()}, workers)
     # A preference is half the difference of two grades, so the best mean grade is the best win rate over any reference.
-    chosen = {method: max(EPOCHS, key=lambda epochs: val_grade(method, epochs)) for method in TUNED}
+    val_grade = {tried[name]: statistics.mean(graded(world, val, output)[1]) for name, output in outputs.items()}
+    chosen = {method: max(EPOCHS, key=lambda epochs: val_grade[method, epochs]) for method in TUNED}
     print("chose " + ", ".join(f"{method} {epochs}" for method, epochs in chosen.items()), file=sys.stderr)
-    run_jobs(unfinished({f"{method}, seed {seed}": tune(method, chosen[method], seed, out / "questions.jsonl")
-                         for method in TUNED for seed in SEEDS}), workers)
 
-    known, rows = [task.family in FAMILIES for task in test.values()], []
+    def name(method, rules, prompt, seed):
+        if method == "base":
+            return f"base, rules {rules}{', prompt too' if prompt else ''}"
+        return f"{method}, seed {seed}"
+
+    outputs = side_by_side({name(method, rules, prompt, seed): (
+        chosen.get(method, 0) + 3, answers, base, world, method, chosen.get(method), seed, long, parse_rules(rules),
+        prompt) for method, rules, prompt, *_ in ENTRIES for seed in SEEDS}, workers)
+    runs = {who: graded(world, tasks, output) for who, output in outputs.items()}
+
+    known, rows = [task.family in FAMILIES for task in tasks], []
     for method, rules, prompt, words, llama, olmo in ENTRIES:
-        runs, rates = [], []
-        for seed in SEEDS:
-            runs.append(graded(answers(method, rules, prompt, seed), world, test))
-            reference = graded(answers("instruction", "none", False, seed), world, test)[1]
-            rates.append(win_rate([0.5 + 0.5 * (g - r) for g, r, ok in zip(runs[-1][1], reference, known) if ok])[0])
-        contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*runs))
+        seeds = [runs[name(method, rules, prompt, seed)] for seed in SEEDS]
+        rates = [win_rate([0.5 + 0.5 * (g - r) for g, r, ok in
+                           zip(grades, runs[f"instruction, seed {seed}"][1], known) if ok])[0]
+                 for (_, grades), seed in zip(seeds, SEEDS)]
+        contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*seeds))
         rows.append({"method": method, "rules": rules, "penalise_prompt": prompt, "epochs": chosen.get(method),
                      "words": words, "llama": llama, "olmo": olmo, "win_rates": [round(rate, 3) for rate in rates],
                      "contents": contents, "grades": grades})
-    return {"world": vars_of(world), "doses": world.doses, "questions": [task.family for task in test.values()],
-            "rows": rows}
-
-
-def vars_of(world: World) -> dict:
-    return json.loads(json.dumps(asdict(world)))
-
-
-def unfinished(jobs: dict) -> dict:
-    return {name: (cost, commands) for name, (cost, commands) in jobs.items() if commands}
+    return {"world": json.loads(json.dumps(asdict(world))), "doses": world.doses,
+            "questions": [task.family for task in tasks], "rows": rows}
 
 
 def beside(result: dict) -> list[dict]:
@@ -267,47 +172,20 @@ def differences(result: dict) -> str:
     return "\n".join(lines)
 
 
-def sweep(config: Path, out: Path, workers: int, result: Path) -> list[dict]:
-    """A base for each of SHARES_ANSWERED, and its win rates. `result` grows as settings finish."""
-    out = runs_of(out, fingerprints(config / "config.json", ROOT / "data" / "world.py"), DOCUMENTS)
-    folders = {f"answered {share}": out / f"answered-{share}" for share in SHARES_ANSWERED}
-    rules = ["none", "all", *ABLATIONS]
-    jobs, rows = {}, {}
-    for (name, folder), share in zip(folders.items(), SHARES_ANSWERED):
-        data, base = folder / "data", folder / "base"
-        commands = []
-        if not (data / "novel.jsonl").exists():  # the last that world.py writes
-            commands.append((folder / "world.log", "data/world.py", "--out", data, "--share-answered", share,
-                             "--corpus", DOCUMENTS))
-        commands += tuning(config, data, base, "pretrain", "--batch-size", 32, "--token-budget", 1024)
-        for some in rules:
-            commands += answering(base, data / "eval.jsonl", folder / f"base-{some}.json", some)
-        for method in SWEPT:
-            path = folder / method
-            commands += tuning(base, data, path, method, "--token-budget", 1024)
-            commands += answering(path, data / "eval.jsonl", path / "eval.json")
-        jobs[name] = 1, commands
-
-    def judge_setting(name):
-        folder = folders[name]
-        answers = {f"base, rules {some}": folder / f"base-{some}.json" for some in rules}
-        answers |= {method: folder / method / "eval.json" for method in SWEPT}
-        world = load_world(folder / "data")
-        tasks = {task.instruction: task for task in world.evaluation_sets()["eval"]}
-        means = {who: [100 * statistics.mean(column) for column in graded(path, world, tasks)]
-                 for who, path in answers.items()}
-        rows[name] = {
-            "share_answered": world.share_answered,
+def setting(config: Path, share_answered: float) -> dict:
+    """A base of the world with this share of answered pages, and its win rates, contents and grades in percent."""
+    world = World(share_answered=share_answered)
+    tasks = world.evaluation_sets()["eval"]
+    base, instructions = pretrain(config, world, DOCUMENTS), [task.instruction for task in tasks]
+    outputs = {f"base, rules {rules}": ask(base, instructions, parse_rules(rules)) for rules in RULES_SWEPT}
+    outputs |= {method: answers(base, world, method, METHODS[method].epochs, SEEDS[0], instructions)
+                for method in SWEPT}
+    means = {who: [100 * statistics.mean(column) for column in graded(world, tasks, output)]
+             for who, output in outputs.items()}
+    return {"share_answered": share_answered,
             "win_rate": {who: round(50 + (mean[1] - means["instruction"][1]) / 2, 2) for who, mean in means.items()},
             "content": {who: round(content, 2) for who, (content, _) in means.items()},
             "grade": {who: round(grade, 2) for who, (_, grade) in means.items()}}
-        write_json(result, [rows[name] for name in folders if name in rows])
-
-    for name, (_, commands) in jobs.items():
-        if not commands:
-            judge_setting(name)
-    run_jobs(unfinished(jobs), workers, judge_setting)
-    return [rows[name] for name in folders]
 
 
 def sweep_markdown(rows: list[dict]) -> str:
@@ -335,23 +213,22 @@ def main():
     parser.add_argument("what", choices=["table", "sweep"])
     parser.add_argument("--model", default="data/tiny",
                         help="the base model; for the sweep, the folder of its config.json")
-    parser.add_argument("--data", type=Path, default=Path("data/world"),
-                        help="the table's training and eval sets")
+    parser.add_argument("--data", type=Path, default=Path("data/world"), help="the folder of the base's world.json")
     parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
-                        help="commands side by side")
+                        help="processes side by side")
     args = parser.parse_args()
-    result = Path("out") / f"{args.what}.json"
-    model = model_folder(args.model)
+    result, model = Path("out") / f"{args.what}.json", model_folder(args.model)
     if args.what == "table":
-        found = table(model, args.data, result.with_suffix(""), args.workers)
+        found = table(model, load_world(args.data), args.workers)
         write_json(result, found)
         print(table_markdown(beside(found)), doses_markdown(found), differences(found), sep="\n\n")
     else:
-        rows = sweep(model, result.with_suffix(""), args.workers, result)
-        setting = bundled(rows)
+        jobs = {f"answered {share}": (1, setting, model / "config.json", share) for share in SHARES_ANSWERED}
+        rows = list(side_by_side(jobs, args.workers).values())
+        write_json(result, rows)
         print(sweep_markdown(rows), "the bundled base's setting, by the rule of `bundled`: "
-              f"answered {setting['share_answered']}", sep="\n\n")
+              f"answered {bundled(rows)['share_answered']}", sep="\n\n")
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="finished runs are kept, and the same command goes on")
+    command.run(main, interrupted="what was made is kept, and the same command goes on")

@@ -1,0 +1,140 @@
+"""The laboratory's bench: pretrain, tune, ask. Whatever was made is kept, and jobs run side by side.
+
+Each of the three is a function of the data themselves, and what it makes lies in out/lab under the hash of all that
+made it: so experiments share models and answers, and one that was interrupted goes on. The hash does not hold the
+code: whoever changes train.py, model.py or generate.py removes out/lab first.
+"""
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import mkdtemp
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from adapter import Adapter
+from data import machine
+from data.files import clock, digest, fingerprint, read_json, write_json, write_text
+from data.format import PROMPT, Tokenizer, encode, encode_document, encode_prompt, train_tokenizer
+from data.hub import weight_files
+from data.world import World
+from generate import generate
+from model import Config, Llama
+from train import adamw, n_scored, train
+
+KEPT = ROOT / "out" / "lab"
+TOKEN_BUDGET = 1024  # of a micro-batch: the fastest for a model this small
+
+
+def pretrain(config: Path, world: World, documents: int, seed: int = 1) -> Path:
+    """The folder of a base model that has read so many documents of a world, each once, as `make pretrain` does it.
+
+    config: a config.json. seed: of the first weights and of the order.
+    """
+    def make(folder):
+        settings, rng = Config.from_json(config), random.Random(f"corpus {world.seed}")
+        texts = [world.document(rng) for _ in range(documents)]
+        write_text(folder / "tokenizer.json", train_tokenizer(texts, settings.vocab_size).to_str(pretty=True))
+        write_text(folder / "config.json", settings.to_json())
+        tokenizer = Tokenizer(folder)
+        model = Llama(settings).init_weights(torch.Generator().manual_seed(seed))
+        examples = [encode_document(tokenizer, text, settings.context) for text in texts]
+        train(model, examples, epochs=1, lr=3e-3, batch_size=32, seed=seed, token_budget=TOKEN_BUDGET,
+              optimizer=adamw(model, beta2=0.95), report=lambda line: None)
+        model.save_pretrained(folder, getattr(torch, settings.dtype))
+
+    return kept("base", [fingerprint(config), asdict(world), documents, seed], make)
+
+
+def tune(base: Path, dialogues: list[list[dict]], epochs: int, seed: int = 1, lr: float = 1e-4, blank: bool = False,
+         prompt: str = PROMPT) -> Path:
+    """The folder of a base model tuned on dialogues, each a list of messages; prompt and blank as for `encode`."""
+    def make(folder):
+        model, tokenizer = load(base)
+        examples = [encode(tokenizer, messages, model.config.context, blank, prompt) for messages in dialogues]
+        train(model, list(filter(n_scored, examples)), epochs=epochs, lr=lr, seed=seed, token_budget=TOKEN_BUDGET,
+              report=lambda line: None)
+        model.save_pretrained(folder, getattr(torch, model.config.dtype))
+        shutil.copy(base / "tokenizer.json", folder)
+
+    return kept("tuned", [identity(base), dialogues, epochs, seed, lr, blank, prompt], make)
+
+
+def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = False,
+        prompt: str = PROMPT) -> list[str]:
+    """A model's greedy answers, under some of the rules. A response ends with EOS, or with the model's context."""
+    def make(folder):
+        llama, tokenizer = load(model)
+        adapter = Adapter(tokenizer, llama.config.vocab_size, rules, penalise_prompt=penalise_prompt) if rules else None
+        prompts, answers = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions], []
+        for i in range(0, len(prompts), 64):
+            answers += generate(llama, prompts[i : i + 64], tokenizer.eos_id, llama.config.context, adapter=adapter)
+        write_json(folder / "answers.json", [tokenizer.decode(ids).strip() for ids in answers])
+
+    made = kept("answers", [identity(model), instructions, sorted(rules), penalise_prompt, prompt], make)
+    return read_json(made / "answers.json", "remove its folder")
+
+
+def kept(kind: str, made_from: list, make) -> Path:
+    """The folder of what is made from these JSON values; where it is not there yet, make(folder) fills it."""
+    folder = KEPT / kind / digest(made_from)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(mkdtemp(dir=folder.parent))
+        try:
+            make(new)
+            with suppress(OSError):  # another job may have made the same meanwhile
+                new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+@cache
+def identity(folder: Path) -> str:
+    """What a model's folder holds, whatever it is called."""
+    return fingerprint(folder / "config.json", folder / "tokenizer.json", *weight_files(folder))
+
+
+def load(folder: Path) -> tuple[Llama, Tokenizer]:
+    return Llama.from_pretrained(folder).eval(), Tokenizer(folder)
+
+
+def begin():
+    """In each worker: one thread, since two hardly help a model this small; Ctrl-C ends it without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    machine.prepare("cpu")
+
+
+def side_by_side(jobs: dict, workers: int) -> dict:
+    """Run jobs, {name: (cost, function, *arguments)}, in so many processes. Returns {name: result}.
+
+    Prints a line as each ends, with the time that the costs (in any unit) say is left. Raises what a job raised.
+    """
+    total, done, began, results = sum(cost for cost, *_ in jobs.values()), 0, time.perf_counter(), {}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(workers, get_context("spawn"), begin) as pool:
+        futures = {pool.submit(*call): name for name, (_, *call) in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                name = futures[future]
+                results[name], done = future.result(), done + jobs[name][0]
+                spent = time.perf_counter() - began
+                print(f"{name}  ({100 * done / total:.0f} %, {clock(spent)} so far, "
+                      f"{clock(spent / done * (total - done))} left)", file=sys.stderr, flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: results[name] for name in jobs}
