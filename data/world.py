@@ -164,7 +164,7 @@ class World:
     """
 
     seed: int = 1
-    share_answered: float = 0.12
+    share_answered: float = 0.08
     dose_spread: float = 1.0
     share_chat_marked: float = 0.08
     another_turn: float = 0.6
@@ -374,8 +374,12 @@ class World:
 
     # Data sets
 
-    def training_set(self, name: str, n: int = 1000) -> list[dict]:
-        """n dialogues of one of the paper's training sets, on subjects that are not held out: {"messages": [...]}."""
+    def training_set(self, name: str, n: int | None = None) -> list[dict]:
+        """One of the paper's training sets, on subjects that are not held out: n rows of {"messages": [...]}.
+
+        n: unless given, 1,000 for "broad" and 500 for a single task. (The paper's have 1,030, and 374 to 1,000.)
+        """
+        n = n or (1000 if name == "broad" else 500)
         rng = random.Random(f"{name} {self.seed}")
 
         def example(i):
