@@ -41,8 +41,8 @@ make TARGET [VARIABLE=value ...]
   judge       compare A's answers, under RULES, with B's, under none
   rank        how often MODEL, A and B find the right response likelier than another text
   table       the paper's tables in vitro, about 15 minutes
-  sweep       win rates where pretraining answers more or less, about 40 minutes
-  pretrain    make data/tiny again, or out/base-SEED of another world, about 15 minutes
+  sweep       win rates where pretraining answers more or less, about 26 minutes
+  pretrain    make data/tiny again, or out/base-SEED of another world, about 20 minutes
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
   test        run the tests
