@@ -233,7 +233,7 @@ def parse_arguments():
     parser.add_argument("--epochs", type=command.positive(int), help="default: " + ", ".join(
         f"{name} {method.epochs}" for name, method in METHODS.items()))
     parser.add_argument("--lr", type=command.positive(float),
-                        help="peak learning rate; default: from width 2,048 the paper's 1e-5 (OLMo: 3e-6), below 1e-4; "
+                        help="peak learning rate; default: from width 2,048 the paper's 1e-5 (OLMo: 3e-6), below 5e-5; "
                              "for pretrain 3e-3")
     parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine",
                         help="the way down to 0 after warm-up")
@@ -279,7 +279,7 @@ def settle_defaults(args, config: Config):
                          "leave it out")
     if args.lr is None:  # the paper's for OLMo-7B and Llama-2-7B; a narrow model takes, and needs, larger steps
         paper = 3e-6 if config.model_type == "olmo" else 1e-5
-        args.lr = 3e-3 if args.method == "pretrain" else paper if config.hidden_size >= 2048 else 1e-4
+        args.lr = 3e-3 if args.method == "pretrain" else paper if config.hidden_size >= 2048 else 5e-5
 
 
 def settings_of(args) -> dict:

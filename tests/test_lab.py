@@ -23,7 +23,7 @@ def test_a_tuned_model_and_its_answers_are_those_of_the_command_lines(kept, tmp_
     write_jsonl(tmp_path / "data" / "broad.jsonl", ROWS)
     write_jsonl(tmp_path / "ask.jsonl", [{"instruction": row["messages"][0]["content"]} for row in ROWS[:5]])
     command("train.py", "--method", "response", "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1,
-            "--token-budget", lab.TOKEN_BUDGET, "--seed", 3)
+            "--lr", lab.LR, "--token-budget", lab.TOKEN_BUDGET, "--seed", 3)
     command("generate.py", "--model", tmp_path / "run", "--input", tmp_path / "ask.jsonl", "--rules", "eos,repeats",
             "--output", tmp_path / "answers.json")
     model = lab.tune(TINY, [row["messages"] for row in ROWS], 1, seed=3, blank=True)
