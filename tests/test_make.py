@@ -120,6 +120,23 @@ def test_generate_without_a_prompt_says_how_to_ask(project):
     assert 'make generate PROMPT="' in project.refuses("generate")
 
 
+def test_a_handout_goes_to_a_folder_of_its_number_and_a_solution_nowhere(project):
+    script = "tests/assignments/hand_out.py"
+    assert project.commands("assignment", "N=2") == [[script, "--out", "out/assignment-2", "--", "2"]]
+    assert project.commands("assignment", f"N={STRANGE}", f"OUT={STRANGE}") == [[script, "--out", STRANGE, "--", STRANGE]]
+    assert project.commands("assignment", "N=1", "SOLUTION=1") == [[script, "--solution", "--", "1"]]
+    assert "make assignment N=1" in project.refuses("assignment")
+
+
+def test_grading_has_a_seed_and_a_place_of_its_own_where_they_are_given(project):
+    script = "tests/assignments/grade.py"
+    assert project.commands("grade", "N=3", f"SUBMISSION={STRANGE}") == [[script, "--", "3", STRANGE]]
+    [given] = project.commands("grade", "N=1", "SUBMISSION=a", f"SEED={STRANGE}", f"RESULTS={STRANGE}")
+    assert given == [script, "--seed", STRANGE, "--results", STRANGE, "--", "1", "a"]
+    assert project.commands("grade", "N=1", "SUBMISSION=a", SEED="7")[0][1:3] == ["--seed", "7"]
+    assert "SUBMISSION=alice.zip" in project.refuses("grade", "N=1") and "N=1" in project.refuses("grade")
+
+
 def answers(project, *arguments):
     """Which files of answers `make judge` has written and compared."""
     first, second, judge = project.commands("judge", *arguments)

@@ -6,6 +6,7 @@ same kinds, so hidden cases ask for nothing that visible ones do not.
 import json
 import math
 import random
+from functools import cache
 
 import numpy as np
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,6 +24,7 @@ def cases_of(question: str, seed: int) -> list[dict]:
             for name, inputs, *more in MAKERS[question](rng, seed)]
 
 
+@cache
 def files_of(assignment: int, seed: int) -> dict[str, bytes]:
     """Files that an assignment's cases read: three kinds of tokenizers in assignments 1 and 4."""
     if assignment not in (1, 4):
@@ -32,8 +34,8 @@ def files_of(assignment: int, seed: int) -> dict[str, bytes]:
     for name, kind, bos in (("bytes", byte_level, 0), ("bytes-without-bos", byte_level, None),
                             ("sentencepiece", sentencepiece, 0)):
         config = {"vocab_size": 700, "bos_token_id": bos, "eos_token_id": 1}
-        files[f"tokenizers/{name}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
-        files[f"tokenizers/{name}/config.json"] = json.dumps(config).encode()
+        files[f"tokenizers/{name}-{seed}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
+        files[f"tokenizers/{name}-{seed}/config.json"] = json.dumps(config).encode()
     return files
 
 
@@ -80,13 +82,14 @@ def dialogue(*texts):
 
 def encode(rng, seed):
     rows = [row["messages"] for row in World(seed=seed + 3).training_set("broad", 12)]
-    tokenizers, end = ("bytes", "bytes-without-bos", "sentencepiece"), ("Q", "Human", "Ask")[seed % 3]
+    tokenizers = [f"{kind}-{seed}" for kind in ("bytes", "bytes-without-bos", "sentencepiece")]
+    end = ("Q", "Human", "Ask")[seed % 3]
     turns = rows[3] + rows[4] + rows[5]
     for tokenizer, messages in zip(tokenizers, rows):
         yield f"one turn, {tokenizer}", dict(tokenizer=tokenizer, messages=messages, max_length=999)
     for tokenizer in tokenizers:
         yield f"three turns, {tokenizer}", dict(tokenizer=tokenizer, messages=turns, max_length=999)
-    yield "empty instructions", dict(tokenizer="bytes", messages=turns, max_length=999, blank=True)
+    yield "empty instructions", dict(tokenizer=tokenizers[0], messages=turns, max_length=999, blank=True)
     strange = dialogue("  <|user|>\nWho? \n", "\n\nI said </s> and <s>.\n  é 日本 🙂 \n")
     for tokenizer in tokenizers:
         yield f"white space and strange text, {tokenizer}", dict(
@@ -94,9 +97,9 @@ def encode(rng, seed):
         yield f"a format that ends in a space, {tokenizer}", dict(
             tokenizer=tokenizer, messages=dialogue("One?", "Two.", "b", "b"), max_length=999,
             prompt=f"{end}: {{instruction}}\nA: ")
-    yield "cut after the first response", dict(tokenizer="bytes-without-bos", messages=turns, max_length=50)
+    yield "cut after the first response", dict(tokenizer=tokenizers[1], messages=turns, max_length=50)
     for length in (1, 12, 33, 40 + seed % 9):
-        yield f"cut at {length} tokens", dict(tokenizer="bytes", messages=rows[6], max_length=length)
+        yield f"cut at {length} tokens", dict(tokenizer=tokenizers[0], messages=rows[6], max_length=length)
 
 
 def batch(rng, spec, lengths, scored):
@@ -209,13 +212,13 @@ def choose(rng, seed):
     ties = rng.randn(5, 12).round(1)
     ties[:, [3, 7]] = 9
     yield "greedy; of equals the first", dict(logits=ties, temperature=0, top_p=1.0)
-    p = rng.dirichlet([9] * 7, 3) * 0.86 + 0.02  # no probability near 0, so that every token is drawn
-    logits = np.log(p / p.sum(1, keepdims=True)) + rng.randn(3, 1)
+    p = rng.dirichlet([9] * 7, 2) * 0.86 + 0.02  # no probability near 0, so that every token is drawn
+    logits = np.log(p / p.sum(1, keepdims=True)) + rng.randn(2, 1)
     flat, sharp = 2.0 + seed % 3 / 10, 0.7 + seed % 2 / 10
     for name, t, nucleus in [("temperature 1", 1.0, 1.0), ("hotter", flat, 1.0), ("the nucleus", 1.0, 0.55),
                              ("a nucleus of one", 1.0, 1e-6), ("hotter, with a nucleus", flat, 0.62),
                              ("colder, with a nucleus", sharp, 0.7)]:
-        yield name, dict(logits=logits, temperature=t, top_p=nucleus, n=40000)
+        yield name, dict(logits=logits, temperature=t, top_p=nucleus, n=20000)
 
 
 def rule_numbers(rng, seed):
@@ -309,16 +312,17 @@ def rank_responses(rng, seed):
     pairs += [[m["content"] for m in row["messages"]] for row in world.training_set("broad", 9)]
     rows = [[*pair, [other for _, other in mix.sample(pairs, 3)]] for pair in pairs]
     rows = [[asked, own, [text for text in rivals if text != own]] for asked, own, rivals in rows]
-    for tokenizer in ("bytes", "sentencepiece"):
+    plain = f"bytes-{seed}"
+    for tokenizer in (plain, f"sentencepiece-{seed}"):
         spec = model(rng, vocab_size=700, max_position_embeddings=220)
         yield f"a random model, {tokenizer}", dict(tokenizer=tokenizer, rows=rows, context=220, model=spec)
     a, b, c = world.subjects["countries"][:3]
     easy = [[a, a, [b, c]], [a, b, [a, b]], [c, c, [c]]]
-    yield "a model that repeats the prompt; ties", dict(tokenizer="bytes", rows=easy, context=99)
+    yield "a model that repeats the prompt; ties", dict(tokenizer=plain, rows=easy, context=99)
     long = [[b, b, [c, "long " * 60]], ["long " * 60, b, [a]], [a, "long " * 60, [b, c]]]
-    yield "texts that do not fit are left out", dict(tokenizer="bytes", rows=easy + long, context=99)
-    yield "nothing fits", dict(tokenizer="bytes", rows=long[1:], context=99)
-    yield "no finite likelihood", dict(tokenizer="bytes", rows=easy, context=99, broken=True)
+    yield "texts that do not fit are left out", dict(tokenizer=plain, rows=easy + long, context=99)
+    yield "nothing fits", dict(tokenizer=plain, rows=long[1:], context=99)
+    yield "no finite likelihood", dict(tokenizer=plain, rows=easy, context=99, broken=True)
 
 
 MAKERS = {maker.__name__: maker for maker in (

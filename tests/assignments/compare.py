@@ -5,14 +5,19 @@ import numbers
 import numpy as np
 
 
+ROUNDING = {"torch.bfloat16": 0.016, "torch.float16": 0.002}  # twice the last of its 8, or 11, bits
+
+
 def difference(right, found, tolerance: float, where: str = "the value") -> str | None:
     """The first difference between two plain values in one sentence, or None.
 
-    Numbers with a fraction may differ by `tolerance` times the largest of their list or array; all else must be equal.
+    Numbers with a fraction may differ by `tolerance` times the largest of their list or array, and by the rounding of
+    the "type" that stands beside them; all else must be equal.
     """
     if isinstance(right, dict):
         if not isinstance(found, dict) or found.keys() != right.keys():
             return f"{where}: expected {', '.join(right)}, found {short(found)}"
+        tolerance = max(tolerance, ROUNDING.get(right.get("type"), 0))
         pairs = [(value, found[key], key) for key, value in right.items()]
     elif isinstance(right, np.ndarray) or are_floats(right):
         return between_arrays(right, found, tolerance, where)

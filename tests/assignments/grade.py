@@ -78,7 +78,8 @@ class Grader:
     """Grades submissions of one assignment with one private seed."""
 
     def __init__(self, assignment: Assignment, seed: int, runner: Runner):
-        self.assignment, self.seed, self.runner, self.cases, self.given = assignment, seed, runner, {}, None
+        self.assignment, self.seed, self.runner = assignment, seed, runner
+        self.cases, self.given, self.seen = {}, None, {}  # seen: {the code that ran: what was wrong}
 
     def cases_of(self, question: Question, seed: int) -> list[dict]:
         if (question, seed) not in self.cases:
@@ -100,19 +101,20 @@ class Grader:
         return results
 
     def visible_and_hidden(self, question: Question, files):
-        spliced, problem = None, None
         file = question.functions[0].split(":")[0]
+        parts = [self.cases_of(question, seed) for seed in (hand_out.VISIBLE, self.seed)]
         try:
             spliced = self.spliced(question, file, files)
+            if (question, spliced[file]) not in self.seen:
+                code = hand_out.code(self.assignment, hand_out.VISIBLE, self.seed)
+                results, _ = self.runner.run(code | spliced, sum(parts, []))
+                self.seen[question, spliced[file]] = compare.marks(sum(parts, []), results, question.tolerance)
+            wrong = self.seen[question, spliced[file]]
         except (ValueError, LookupError) as error:
-            problem = str(error.args[0])
-        for kind, seed, share in (("visible", hand_out.VISIBLE, SHARE_VISIBLE), ("hidden", self.seed, 1 - SHARE_VISIBLE)):
-            cases = self.cases_of(question, seed)
-            wrong, points = [problem] * len(cases), round(question.points * share, 2)
-            if spliced:
-                results, _ = self.runner.run(hand_out.code(self.assignment, seed) | spliced, cases)
-                wrong = compare.marks(cases, results, question.tolerance)
-            yield result_of(f"{question.name}, {kind} cases", points, wrong, kind == "visible")
+            wrong = [str(error.args[0])] * len(sum(parts, []))
+        n, share = len(parts[0]), SHARE_VISIBLE
+        yield result_of(f"{question.name}, visible cases", question.points * share, wrong[:n], True)
+        yield result_of(f"{question.name}, hidden cases", question.points * (1 - share), wrong[n:], False)
 
     def spliced(self, question: Question, file: str, files) -> dict[str, bytes]:
         if file not in files:
@@ -149,6 +151,7 @@ class Grader:
 
 def result_of(name: str, points: float, wrong: list[str | None], visible: bool) -> dict:
     """One of Gradescope's tests. wrong: for each case what is wrong with it, or None."""
+    points = round(points, 2)
     right, said = wrong.count(None), list(dict.fromkeys(filter(None, wrong)))
     lines = [f"{right} of {len(wrong)} cases right", *said[:5], *([f"and {len(said) - 5} more"] if len(said) > 5 else [])]
     return {"name": name, "score": round(points * right / len(wrong), 2), "max_score": points,

@@ -53,11 +53,13 @@ def clean_files(assignment: Assignment, hidden: bool = False) -> dict[str, bytes
     return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
-def code(assignment: Assignment, seed: int) -> dict[str, bytes]:
-    """The folder in which cases run: the clean code, and the files that the cases of this seed read."""
-    files = clean_files(assignment, hidden=True)
-    return {path: data for path, data in files.items() if path.endswith(".py") or path.startswith("tests/golden")
-            } | files_of(assignment.number, seed)
+def code(assignment: Assignment, *seeds: int) -> dict[str, bytes]:
+    """The folder in which cases run: the clean code, and the files that the cases of these seeds read."""
+    files = {path: data for path, data in clean_files(assignment, hidden=True).items()
+             if path.endswith(".py") or path.startswith("tests/golden")}
+    for seed in seeds:
+        files |= files_of(assignment.number, seed)
+    return files
 
 
 def cases_with_values(assignment: Assignment, question: Question, seed: int, runner: Runner) -> list[dict]:
