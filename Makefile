@@ -48,8 +48,8 @@ make TARGET [VARIABLE=value ...]
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
   test        run the tests
-  assignment  write the handout of assignment N, 1 to 5, into OUT; SOLUTION=1 shows what is missing
-  grade       grade SUBMISSION, an archive or a folder, of assignment N; SEED is private
+  assignment  write the handout of assignment N into OUT; SOLUTION=1 shows its solution
+  grade       grade SUBMISSION, an archive or a folder of one or many; SEED is private
 
   METHOD=$(METHOD)   or instruction, mbpp, gsm, poetry, recipes, chess
   MODEL=$(MODEL)   a folder, or ORG/NAME on the hub
@@ -60,7 +60,7 @@ make TARGET [VARIABLE=value ...]
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL
-  N=1   SUBMISSION=alice.zip, or a folder of submissions   RESULTS=out/grade/results.json
+  N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json
   PYTHON=$(PYTHON)   set up by the first command
 
 Without make: .venv/bin/python train.py --help

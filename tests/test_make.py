@@ -59,8 +59,10 @@ def test_make_alone_is_help(project):
     assert text == project.make("help").stdout
     lines = [line for line in text.splitlines() if "PYTHON=" not in line]
     assert len(lines) <= 30 and all(len(line) <= 90 for line in lines)
-    assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "test"))
-    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON"))
+    assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "test",
+                                             "assignment", "grade"))
+    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON", "N", "SUBMISSION",
+                                       "SOLUTION", "RESULTS"))
     assert "METHOD=response" in text and "OUT=out/response" in text and ".venv/bin/python train.py" in text
 
 

@@ -18,29 +18,28 @@ import source
 from run_cases import Runner
 
 
-def check(assignment: dict) -> bool:
+def check(assignment: dict, root: Path, runner: Runner) -> bool:
     """Run every question's visible cases and print what is wrong. Returns whether all are right."""
     all_right = True
-    files = {path: (ROOT / path).read_bytes() for path in assignment["code"]}
+    files = {path: (root / path).read_bytes() for path in assignment["code"]}
     files |= {path: text.encode() for path, text in assignment["files"].items()}
-    with Runner() as runner:
-        for number, question in enumerate(assignment["questions"], 1):
-            results, _ = runner.run(files, question["cases"])
-            wrong = [said for said in compare.marks(question["cases"], results, question["tolerance"]) if said]
-            n = len(results)
-            print(f"{assignment['number']}.{number} {question['name']}: {n - len(wrong)} of {n} cases right", flush=True)
-            for said in wrong[:5]:
-                print(f"    {said}")
-            if len(wrong) > 5:
-                print(f"    and {len(wrong) - 5} more")
-            all_right &= not wrong
+    for number, question in enumerate(assignment["questions"], 1):
+        results, _ = runner.run(files, question["cases"])
+        wrong = [said for said in compare.marks(question["cases"], results, question["tolerance"]) if said]
+        n = len(results)
+        print(f"{assignment['number']}.{number} {question['name']}: {n - len(wrong)} of {n} cases right", flush=True)
+        for said in wrong[:5]:
+            print(f"    {said}")
+        if len(wrong) > 5:
+            print(f"    and {len(wrong) - 5} more")
+        all_right &= not wrong
     return all_right
 
 
-def check_files(assignment: dict) -> list[str]:
+def check_files(assignment: dict, root: Path) -> list[str]:
     """The files to hand in. Raises ValueError where one is no Python, or where a function has other parameters."""
     files = list(dict.fromkeys(name.split(":")[0] for name in assignment["signatures"]))
-    trees = {file: source.parse(file, (ROOT / file).read_bytes()) for file in files}
+    trees = {file: source.parse(file, (root / file).read_bytes()) for file in files}
     for name, expected in assignment["signatures"].items():
         file, function = name.split(":")
         found = source.signature(trees[file], function)
@@ -55,8 +54,9 @@ def main():
     parser.add_argument("--submission", action="store_true", help="pack the archive to hand in")
     args = parser.parse_args()
     assignment = plain.loads((HERE / "visible.json").read_bytes())
-    files = check_files(assignment)
-    all_right = check(assignment)
+    files = check_files(assignment, ROOT)
+    with Runner() as runner:
+        all_right = check(assignment, ROOT, runner)
     if args.submission:
         path = ROOT / f"assignment-{assignment['number']}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -67,5 +67,11 @@ def short(value) -> str:
 
 def marks(cases: list[dict], results: list[dict], tolerance: float) -> list[str | None]:
     """For each case what is wrong, or None. cases: with "name" and "right"; results: as `Runner.run` returns them."""
-    return [f"{case['name']}: {said}" if (said := result["error"] if "error" in result else difference(
-        case["right"], result["value"], tolerance)) else None for case, result in zip(cases, results, strict=True)]
+    said = []
+    for case, result in zip(cases, results, strict=True):
+        if not isinstance(result, dict) or "value" not in result:
+            wrong = str(result.get("error") if isinstance(result, dict) else "no value")[:400]
+        else:
+            wrong = difference(case["right"], result["value"], tolerance)
+        said.append(f"{case['name']}: {wrong}" if wrong else None)
+    return said

@@ -178,10 +178,10 @@ BAD = {  # what a submission may do instead of answering, in learning_rate's pla
     "forges results": ("""
     import os, json
     print('{"score": 100, "status": "passed"}')
-    for descriptor in range(3, 20):
-        try: os.write(descriptor, b'{"value": "passed"}\\n{"score": 100}\\n')
+    for descriptor in range(3, 99):
+        try: os.write(descriptor, b'{"value": [1.0]}\\n{"score": 100}\\n')
         except OSError: pass
-    return "passed\"""", "expected"),
+    return 100""", "expected"),
     "imports the solution by path": ("""
     import importlib.util
     spec = importlib.util.spec_from_file_location("solution", "ROOT/train.py")

@@ -8,6 +8,7 @@ libraries, no other programs. It is no jail. Whoever expects worse grades in a c
 """
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -63,26 +64,27 @@ class Runner:
                 Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
                 Path(folder, path).write_bytes(content)
             Path(folder, "cases.json").write_text(plain.dumps(cases))
+            sign = secrets.token_hex(8)  # before every line of the child's own: other lines are the submission's
             try:
-                self.server.stdin.write(json.dumps([folder, self.seconds, self.memory]) + "\n")
+                self.server.stdin.write(json.dumps([folder, self.seconds, self.memory, sign]) + "\n")
                 self.server.stdin.flush()
                 text, ended = json.loads(self.server.stdout.readline())
             except (OSError, ValueError):  # something has killed the server
                 self.__exit__()
                 text, ended = "", "the process ended early"
-        values = []
-        for line in text.split("\n")[: len(cases)]:
-            try:
-                value = plain.loads(line)
-                values.append(value if isinstance(value, dict) and len(value) == 1 else {"error": "no value"})
-            except ValueError:  # a line that is cut, or forged
-                break
-        ended = ended if len(values) < len(cases) else None
-        return values + [{"error": ended}] * (len(cases) - len(values)), ended
+        results = {}
+        for line in text.split("\n"):
+            if line.startswith(f"{sign} "):
+                try:
+                    results[len(results)] = plain.loads(line.removeprefix(f"{sign} "))
+                except ValueError:  # it was cut off
+                    break
+        ended = ended if len(results) < len(cases) else None
+        return [results.get(i, {"error": ended}) for i in range(len(cases))], ended
 
 
 def serve():
-    """For each line on stdin, [folder, seconds, memory]: fork a child, answer with [what it wrote, why it ended]."""
+    """For each line on stdin, [folder, seconds, memory, sign]: fork a child, answer with [what it wrote, why it ended]."""
     import numpy.testing  # noqa: F401  the libraries once, for all children; no line of the project's code
     import requests  # noqa: F401
     import safetensors.torch  # noqa: F401
@@ -94,17 +96,16 @@ def serve():
     with torch.device("meta"):  # its first use imports much
         torch.nn.init.normal_(torch.nn.Embedding(2, 2).weight)
     for line in sys.stdin:
-        folder, seconds, memory = json.loads(line)
-        print(json.dumps(fork(folder, seconds, memory)), flush=True)
+        print(json.dumps(fork(*json.loads(line))), flush=True)
 
 
-def fork(folder, seconds, memory) -> tuple[str, str]:
+def fork(folder, seconds, memory, sign) -> tuple[str, str]:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
             os.close(reader)
-            in_child(folder, seconds, memory, writer)
+            in_child(folder, seconds, memory, sign, writer)
         finally:
             os._exit(0)
     os.close(writer)
@@ -124,8 +125,8 @@ def fork(folder, seconds, memory) -> tuple[str, str]:
     return b"".join(pieces).decode(errors="replace"), ended
 
 
-def in_child(folder, seconds, memory, writer):
-    """Every case of the folder's cases.json: a line with its value or its error goes to `writer`."""
+def in_child(folder, seconds, memory, sign, writer):
+    """Every case of the folder's cases.json: a line with `sign` and its value or error goes to `writer`."""
     import calls  # this folder's
     import torch
 
@@ -149,7 +150,7 @@ def in_child(folder, seconds, memory, writer):
             result = plain.dumps({"value": getattr(calls, case["call"])(**case["inputs"])})
         except BaseException as error:  # sys.exit() and KeyboardInterrupt, too
             result = json.dumps({"error": describe(error, folder)})
-        write(writer, result + "\n")
+        write(writer, f"\n{sign} {result}\n")
 
 
 def write(descriptor, text):

@@ -3,12 +3,13 @@
 A function is named as in "summed_loss" or "RMSNorm.forward": at a file's top level, or a method of a class there.
 """
 import ast
-import io
-import tokenize
+import copy
+from functools import lru_cache
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@lru_cache(maxsize=4)
 def parse(name: str, source: bytes) -> ast.Module:
     """The syntax tree of a submitted file. Raises ValueError, in one sentence, where it is no Python."""
     if len(source) > 500_000:
@@ -19,11 +20,6 @@ def parse(name: str, source: bytes) -> ast.Module:
         raise ValueError(f"{name} is no Python: {error.msg}, line {error.lineno}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{name} is no Python: {error or 'nested too deeply'}") from None
-
-
-def decode(source: bytes) -> str:
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
-    return source.decode(encoding)
 
 
 def find(tree: ast.Module, function: str):
@@ -80,14 +76,16 @@ def splice(clean: str, submitted: ast.Module, functions) -> str:
     Decorators stay the clean file's. A helper is a name, at the top level or in the function's class, that the clean
     file does not have. Raises LookupError for a function that the submission does not have.
     """
+    if all(same(parse("", clean.encode()), submitted, function) for function in functions):
+        return clean
     tree = ast.parse(clean)
     old = set().union(*map(names_bound, tree.body))
     for function in functions:
         body, place = find(tree, function)
         if not (found := find(submitted, function)):
             raise LookupError(f"there is no function {function} at its place")
-        theirs, node = found[0], found[0][found[1]]
-        node.decorator_list, before = body[place].decorator_list, []
+        theirs, node, before = found[0], copy.copy(found[0][found[1]]), []
+        node.decorator_list = body[place].decorator_list
         if body is not tree.body:  # helpers in the class
             known = {name for statement in body for name in names_bound(statement)}
             before = [other for other in theirs if isinstance(other, FUNCTIONS) and other.name not in known]
@@ -99,14 +97,19 @@ def splice(clean: str, submitted: ast.Module, functions) -> str:
                    and other not in helpers]
             helpers += new
             used += new
-        at = next(i for i, other in enumerate(tree.body) if other.lineno >= 1 and function.split(".")[0] in
-                  names_bound(other))
+        at = next(i for i, other in enumerate(tree.body) if function.split(".")[0] in names_bound(other))
         tree.body[at:at] = sorted(helpers, key=lambda helper: helper.lineno)
         old |= set().union(*map(names_bound, helpers))
     try:
         return ast.unparse(tree)
     except (RecursionError, ValueError) as error:
         raise ValueError(f"it cannot be read: {error}") from None
+
+
+def same(tree: ast.Module, other: ast.Module, function: str) -> bool:
+    """Whether a function is the same in two files, but for comments and layout."""
+    texts = [ast.dump(found[0][found[1]]) if (found := find(each, function)) else None for each in (tree, other)]
+    return texts[0] == texts[1] and texts[0] is not None
 
 
 def signature(tree: ast.Module, function: str) -> str | None:
