@@ -35,6 +35,7 @@ CODED = [ASSIGNMENTS[n] for n in (1, 2, 3, 4)]
 @pytest.fixture(scope="module")
 def runner():
     with Runner() as runner:
+        runner.start()
         yield runner
 
 
@@ -82,12 +83,14 @@ def test_every_question_has_three_planted_mistakes_points_and_a_docstring():
 
 
 @pytest.fixture(scope="module")
-def impatient(graders):
-    """A grader of assignment 1 with less time; the reference's own questions are graded already."""
-    with Runner(seconds=3, memory=1 << 30) as runner:
-        grader = grade.Grader(ASSIGNMENTS[1], 5, runner)
-        grader.cases, grader.seen, grader.given = (getattr(graders[1], name) for name in ("cases", "seen", "given"))
-        yield grader
+def impatient(graders, runner, tmp_path_factory):
+    """A grader of assignment 1 that gives less time and memory."""
+    grader, graders[1].runner = graders[1], Runner(seconds=2, memory=1 << 30)
+    grader.runner.server = runner.server
+    path = tmp_path_factory.mktemp("grade") / "results.json"
+    assert total(grader.grade(hand_out.clean_files(ASSIGNMENTS[1]), path))[0] == pytest.approx(100)
+    yield grader
+    grader.runner = runner
 
 
 @pytest.mark.parametrize("what", planted.BAD)

@@ -67,11 +67,13 @@ def keep(members) -> dict[str, bytes]:
 
 def locate(files: dict[str, bytes], wanted: list[str]) -> dict[str, bytes]:
     """A submission's files under their own names: without the folders around them, whatever these are called."""
-    roots = {name.removesuffix(file): 0 for file in wanted for name in files if f"/{name}".endswith(f"/{file}")}
-    if not roots:  # handed in one by one, without folders
-        return {file: files[Path(file).name] for file in wanted if Path(file).name in files}
+    roots = {name.removesuffix(file) for file in wanted for name in files if f"/{name}".endswith(f"/{file}")} or {""}
     root = max(roots, key=lambda root: (sum(root + file in files for file in wanted), -root.count("/")))
-    return {name.removeprefix(root): data for name, data in files.items() if name.startswith(root)}
+    found = {name.removeprefix(root): data for name, data in files.items() if name.startswith(root)}
+    for file in wanted:  # handed in one by one, without folders
+        if file not in found and Path(file).name in found:
+            found[file] = found.pop(Path(file).name)
+    return found
 
 
 class Grader:

@@ -39,9 +39,8 @@ class Runner:
 
     def __exit__(self, *_):
         if self.server:
-            self.server.stdin.close()
-            self.server.stdout.close()
-            self.server.wait()
+            self.server.kill()
+            self.server.communicate()
             self.server = None
 
     def start(self):
