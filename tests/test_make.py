@@ -61,8 +61,8 @@ def test_make_alone_is_help(project):
     assert len(lines) <= 30 and all(len(line) <= 90 for line in lines)
     assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "test",
                                              "assignment", "grade"))
-    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON", "N", "SUBMISSION",
-                                       "SOLUTION", "RESULTS"))
+    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON",
+                                             "N", "SUBMISSION", "SOLUTION", "RESULTS"))
     assert "METHOD=response" in text and "OUT=out/response" in text and ".venv/bin/python train.py" in text
 
 
@@ -125,7 +125,8 @@ def test_generate_without_a_prompt_says_how_to_ask(project):
 def test_a_handout_goes_to_a_folder_of_its_number_and_a_solution_nowhere(project):
     script = "tests/assignments/hand_out.py"
     assert project.commands("assignment", "N=2") == [[script, "--out", "out/assignment-2", "--", "2"]]
-    assert project.commands("assignment", f"N={STRANGE}", f"OUT={STRANGE}") == [[script, "--out", STRANGE, "--", STRANGE]]
+    [given] = project.commands("assignment", f"N={STRANGE}", f"OUT={STRANGE}")
+    assert given == [script, "--out", STRANGE, "--", STRANGE]
     assert project.commands("assignment", "N=1", "SOLUTION=1") == [[script, "--solution", "--", "1"]]
     assert "make assignment N=1" in project.refuses("assignment")
 

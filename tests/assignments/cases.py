@@ -326,5 +326,5 @@ def rank_responses(rng, seed):
 
 
 MAKERS = {maker.__name__: maker for maker in (
-    encode, summed_loss, accumulate_gradient, learning_rate, RMSNorm, rotary_angles, rotate, attend, MLP, choose, generate,
-    scores, win_rate, length_controlled_minimal, preference_for_second, rank_responses)}
+    encode, summed_loss, accumulate_gradient, learning_rate, RMSNorm, rotary_angles, rotate, attend, MLP, choose,
+    generate, scores, win_rate, length_controlled_minimal, preference_for_second, rank_responses)}

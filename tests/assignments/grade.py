@@ -52,7 +52,7 @@ def read_submission(path: Path) -> dict[str, bytes]:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError, ValueError,
             ArithmeticError, LookupError) as error:
         kind = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ValueError(f"{path} is no archive that can be read ({kind}); hand in what make submission wrote") from None
+        raise ValueError(f"{path} is no archive ({kind}); hand in what make submission wrote") from None
 
 
 def keep(members) -> dict[str, bytes]:
@@ -155,7 +155,8 @@ def result_of(name: str, points: float, wrong: list[str | None], visible: bool) 
     """One of Gradescope's tests. wrong: for each case what is wrong with it, or None."""
     points = round(points, 2)
     right, said = wrong.count(None), list(dict.fromkeys(filter(None, wrong)))
-    lines = [f"{right} of {len(wrong)} cases right", *said[:5], *([f"and {len(said) - 5} more"] if len(said) > 5 else [])]
+    more = [f"and {len(said) - 5} more"] if len(said) > 5 else []
+    lines = [f"{right} of {len(wrong)} cases right", *said[:5], *more]
     return {"name": name, "score": round(points * right / len(wrong), 2), "max_score": points,
             "status": "passed" if right == len(wrong) else "failed", "output": "\n".join(lines),
             "visibility": "visible" if visible else "after_published"}

@@ -42,7 +42,8 @@ WRONG = [
                                                                                       "ids[:, 1:][scored]")),
     ("summed_loss", "no gradient", ("ids[:, :-1])[scored]", "ids[:, :-1])[scored].detach()")),
     ("accumulate_gradient", "a mean of the batches' means", (
-        "count = sum(n_scored(example) for example in examples)", "batches = list(micro_batches(examples, token_budget))"),
+        "count = sum(n_scored(example) for example in examples)",
+        "batches = list(micro_batches(examples, token_budget))"),
      ("micro_batches(examples, token_budget, n_ranks)", "batches"),
      ("/ count", "/ sum(map(n_scored, batch)) / len(batches)")),
     ("accumulate_gradient", "every sequence weighs the same", ("sum(n_scored(example) for example in examples)",
@@ -69,12 +70,13 @@ WRONG = [
                                                 "config.head_dim // 2, 1,")),
     ("rotary_angles", "rope_theta is fixed", ("config.rope_theta**", "1e5**")),
     ("rotary_angles", "positions from 1", ("positions[..., None].float()", "(positions[..., None].float() + 1)")),
-    ("rotary_angles", "all frequencies are scaled", ("(1 - kept) * frequencies / scaling[\"factor\"] + kept * frequencies",
-                                                     "frequencies / scaling[\"factor\"]")),
+    ("rotary_angles", "all frequencies are scaled", (
+        '(1 - kept) * frequencies / scaling["factor"] + kept * frequencies', 'frequencies / scaling["factor"]')),
     ("rotate", "neighbours, not halves", ("x.float().chunk(2, dim=-1)", "(x.float()[..., ::2], x.float()[..., 1::2])"),
      ("torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)",
       "torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)")),
-    ("rotate", "turned the other way", ("a * cos - b * sin, b * cos + a * sin", "a * cos + b * sin, b * cos - a * sin")),
+    ("rotate", "turned the other way", (
+        "a * cos - b * sin, b * cos + a * sin", "a * cos + b * sin, b * cos - a * sin")),
     ("rotate", "the type is fp32", (".type_as(x)", "")),
     ("attend", "softmax without the scale", ("attn_mask=mask)", "attn_mask=mask, scale=1.0)"),
      ("is_causal=True,", "is_causal=True, scale=1.0,")),
@@ -85,7 +87,8 @@ WRONG = [
     return F.scaled_dot_product_attention(q, k.repeat(1, n, 1, 1), v.repeat(1, n, 1, 1), is_causal=True)""")),
     ("attend", "the mask is upside down", ("attn_mask=mask)", "attn_mask=~mask)")),
     ("attend", "the mask is not used", ("attn_mask=mask)", "attn_mask=None)")),
-    ("MLP", "gate and up are swapped", ("self.gate_proj(x)) * self.up_proj(x)", "self.up_proj(x)) * self.gate_proj(x)")),
+    ("MLP", "gate and up are swapped", (
+        "self.gate_proj(x)) * self.up_proj(x)", "self.up_proj(x)) * self.gate_proj(x)")),
     ("MLP", "GELU", ("F.silu", "F.gelu")),
     ("MLP", "no gate", ("F.silu(self.gate_proj(x)) * self.up_proj(x)", "F.silu(self.up_proj(x))")),
     ("choose", "sampling before top-p", ("p.masked_fill(beyond, 0)", "p")),
@@ -100,9 +103,9 @@ WRONG = [
     for i, prompt in enumerate(prompts if adapter else []):
         seen[i, prompt] = True""")),
     ("generate", "the EOS ramp is off by one", ("adapter.scores(seen, n)", "adapter.scores(seen, n + 1)")),
-    ("generate", "EOS is in the answer", ("if row is None or t == eos_id:\n                rows[i] = None\n",
-                                          "if row is not None and t == eos_id:\n                answers[row].append(t)\n"
-                                          "            if row is None or t == eos_id:\n                rows[i] = None\n")),
+    ("generate", "EOS is in the answer", ("if row is None or t == eos_id:", """if row is not None and t == eos_id:
+                answers[row].append(t)
+            if row is None or t == eos_id:""")),
     ("generate", "rows go on after EOS", ("if row is None or t == eos_id:", "if row is None:")),
     ("generate", "the first token comes from the padding", ("[torch.arange(len(rows)), lengths - 1]", "[:, -1]")),
     ("generate", "all rows write at one length", ("h = step(token, cache, lengths)",
@@ -116,9 +119,8 @@ WRONG = [
     ("scores", "rule 2 for seen tokens alone", ("self.token_shift - self.repeat_penalty, self.token_shift",
                                                 "self.token_shift - self.repeat_penalty, 0 * self.token_shift")),
     ("scores", "the ramp stops after 250 tokens", ("self.eos_slope * n", "self.eos_slope * n * (n <= 250)")),
-    ("scores", "token_shift grows", ("r = torch.where(seen, self.token_shift - self.repeat_penalty, self.token_shift)",
-                                     "r = self.token_shift.expand(seen.shape)\n        self.token_shift[self.eos_id] += "
-                                     "self.eos_slope * n\n        r = torch.where(seen, r - self.repeat_penalty, r)")),
+    ("scores", "token_shift grows", ("r = torch.where(", """self.token_shift[self.eos_id] += self.eos_slope * n
+        r = torch.where("""), ("r[:, self.eos_id] += self.eos_slope * n", "pass")),
     ("win_rate", "the population's standard error", ("ddof=1", "ddof=0")),
     ("win_rate", "the standard deviation", (" / len(p) ** 0.5", "")),
     ("win_rate", "a tie is a win", ("100 * p.mean()", "100 * (p >= 0.5).mean()")),
@@ -203,7 +205,7 @@ def question_of(name: str) -> tuple[Assignment, Question]:
 
 
 def plant(question: str, *edits) -> dict[str, bytes]:
-    """The reference's files with text replaced in a question's functions. Raises ValueError where a text is not there."""
+    """The reference's files with text replaced in a question's functions. Raises ValueError where it is not there."""
     assignment, q = question_of(question)
     files = {file: hand_out.clean_files(assignment)[file] for file in assignment.files}
     file = q.functions[0].split(":")[0]
@@ -228,7 +230,8 @@ def only_body(question: str, body: str) -> dict[str, bytes]:
     files = {name: hand_out.clean_files(assignment)[name] for name in assignment.files}
     stripped = source.strip(files[file].decode(), [function])
     body = "\n    ".join(line.strip() if body.count("\n") == 0 else line for line in body.strip().split("\n    "))
-    return files | {file: stripped.replace("raise NotImplementedError", body.replace("ROOT", str(hand_out.ROOT))).encode()}
+    body = body.replace("ROOT", str(hand_out.ROOT))
+    return files | {file: stripped.replace("raise NotImplementedError", body).encode()}
 
 
 def scores(results: dict) -> dict[str, tuple[float, float]]:

@@ -83,7 +83,7 @@ class Runner:
 
 
 def serve():
-    """For each line on stdin, [folder, seconds, memory, sign]: fork a child, answer with [what it wrote, why it ended]."""
+    """For each line on stdin, [folder, seconds, memory, sign]: fork a child, answer [what it wrote, why it ended]."""
     import numpy.testing  # noqa: F401  the libraries once, for all children; no line of the project's code
     import requests  # noqa: F401
     import safetensors.torch  # noqa: F401
