@@ -247,17 +247,17 @@ def generate(rng, seed):
         yield f"EOS at place {at}", dict(model=spec, prompts=ask(7, 4, 12, 9, 5), max_new_tokens=16, eos_at=at)
     yield "sampled from a nucleus of one", dict(
         model=spec, prompts=ask(5, 2), max_new_tokens=12, temperature=1.0, top_p=1e-6)
-    yield "longer than the cache is at first", dict(model=spec, prompts=ask(11, 3), max_new_tokens=135)
+    yield "longer than the cache is at first", dict(model=spec, prompts=ask(11, 3), max_new_tokens=131)
     small = model(rng, max_position_embeddings=24)
     yield "until the context is full", dict(model=small, prompts=ask(20, 5), max_new_tokens=99)
     yield "no room to answer", dict(model=small, prompts=ask(3, 24), max_new_tokens=4)
     for i in range(2):
         yield f"under the rules, {i + 1}", dict(
-            model=spec, prompts=ask(4, 13, 7), max_new_tokens=30, adapter=rule_numbers(rng, seed))
+            model=spec, prompts=ask(4, 13, 7), max_new_tokens=20, adapter=rule_numbers(rng, seed))
     strong = rule_numbers(rng, seed) | {"repeat_penalty": 20.0, "eos_slope": 2.0 + seed % 3}
-    yield "under strong rules", dict(model=spec, prompts=ask(15, 6, 3), max_new_tokens=40, adapter=strong, eos_at=12)
+    yield "under strong rules", dict(model=spec, prompts=ask(15, 6, 3), max_new_tokens=24, adapter=strong, eos_at=12)
     yield "under strong rules, the prompt penalised", dict(
-        model=spec, prompts=ask(9, 5), max_new_tokens=25, adapter=strong | {"penalise_prompt": True})
+        model=spec, prompts=ask(9, 5), max_new_tokens=15, adapter=strong | {"penalise_prompt": True})
 
 
 def win_rate(rng, seed):

@@ -81,12 +81,7 @@ class Grader:
 
     def __init__(self, assignment: Assignment, seed: int, runner: Runner):
         self.assignment, self.seed, self.runner = assignment, seed, runner
-        self.cases, self.given, self.seen = {}, None, {}  # seen: {the code that ran: what was wrong}
-
-    def cases_of(self, question: Question, seed: int) -> list[dict]:
-        if (question, seed) not in self.cases:
-            self.cases[question, seed] = hand_out.cases_with_values(self.assignment, question, seed, self.runner)
-        return self.cases[question, seed]
+        self.seen = {}  # {the code that ran: what was wrong}
 
     def grade(self, submission: dict[str, bytes], path: Path) -> dict:
         """Gradescope's results; written to `path` after every question."""
@@ -104,7 +99,8 @@ class Grader:
 
     def visible_and_hidden(self, question: Question, files):
         file = question.functions[0].split(":")[0]
-        parts = [self.cases_of(question, seed) for seed in (hand_out.VISIBLE, self.seed)]
+        parts = [hand_out.cases_with_values(self.assignment, question, seed, self.runner)
+                 for seed in (hand_out.VISIBLE, self.seed)]
         try:
             spliced = self.spliced(question, file, files)
             if (question, spliced[file]) not in self.seen:
@@ -136,16 +132,15 @@ class Grader:
 
     def ignored(self, files: dict[str, bytes]) -> str:
         """What else the submission changed. None of it is used."""
-        if self.given is None:
-            self.given = hand_out.handout(self.assignment, self.runner)
+        given = hand_out.handout(self.assignment, self.runner)
         others = [name for name, data in files.items() if name not in self.assignment.files
-                  and self.given.get(name) != data]
+                  and given.get(name) != data]
         for file in self.assignment.files if self.assignment.number != 5 else []:
             try:
                 tree = source.parse(file, files.get(file, b""))
             except ValueError:
                 continue
-            clean = self.given[file].decode()
+            clean = given[file].decode()
             if file in files and (names := source.changed(clean, tree, self.assignment.functions(file))):
                 others.append(f"{file}: {shorten(names, 5)}")
         return f"Changed, and ignored: {shorten(others, 9)}." if others else ""

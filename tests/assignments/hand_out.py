@@ -62,6 +62,7 @@ def code(assignment: Assignment, *seeds: int) -> dict[str, bytes]:
     return files
 
 
+@cache
 def cases_with_values(assignment: Assignment, question: Question, seed: int, runner: Runner) -> list[dict]:
     """A question's cases, each with "right": the value on the clean tree. Raises RuntimeError where it has none."""
     cases = cases_of(question.name, seed)
@@ -81,6 +82,7 @@ def starter(assignment: Assignment) -> dict[str, bytes]:
     return files
 
 
+@cache
 def handout(assignment: Assignment, runner: Runner) -> dict[str, bytes]:
     """The whole handout, {path: content}."""
     files, lines = starter(assignment), ["| | write | points | |", "|---|---|---|---|"]

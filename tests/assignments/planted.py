@@ -4,7 +4,6 @@
 
 Each is the reference with some text replaced: question, what is wrong, then pairs of (old, new).
 """
-import ast
 import sys
 from pathlib import Path
 
@@ -209,7 +208,7 @@ def plant(question: str, *edits) -> dict[str, bytes]:
     assignment, q = question_of(question)
     files = {file: hand_out.clean_files(assignment)[file] for file in assignment.files}
     file = q.functions[0].split(":")[0]
-    lines, tree = files[file].decode().splitlines(keepends=True), ast.parse(files[file])
+    lines, tree = files[file].decode().splitlines(keepends=True), source.parse(file, files[file])
     for old, new in edits:
         for function in q.functions:
             body, place = source.find(tree, function.split(":")[1])

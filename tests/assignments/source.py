@@ -9,7 +9,7 @@ from functools import lru_cache
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def parse(name: str, source: bytes) -> ast.Module:
     """The syntax tree of a submitted file. Raises ValueError, in one sentence, where it is no Python."""
     if len(source) > 500_000:
@@ -124,7 +124,7 @@ def signature(tree: ast.Module, function: str) -> str | None:
 
 def changed(clean: str, submitted: ast.Module, functions) -> list[str]:
     """The top-level names of the clean file that a submission changed or dropped, but for the bodies of `functions`."""
-    trees = ast.parse(clean), submitted
+    trees = parse("", clean.encode()), submitted
     texts = []
     for tree in trees:
         mine = {id(found[0][found[1]]) for name in functions if (found := find(tree, name))}
