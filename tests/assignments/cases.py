@@ -34,9 +34,14 @@ def files_of(assignment: int, seed: int) -> dict[str, bytes]:
     for name, kind, bos in (("bytes", byte_level, 0), ("bytes-without-bos", byte_level, None),
                             ("sentencepiece", sentencepiece, 0)):
         config = {"vocab_size": 700, "bos_token_id": bos, "eos_token_id": 1}
-        files[f"tokenizers/{name}-{seed}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
-        files[f"tokenizers/{name}-{seed}/config.json"] = json.dumps(config).encode()
+        files[f"tokenizers/{named(name, seed)}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
+        files[f"tokenizers/{named(name, seed)}/config.json"] = json.dumps(config).encode()
     return files
+
+
+def named(tokenizer: str, seed: int) -> str:
+    """A tokenizer's folder, which stands in no output together with its seed."""
+    return tokenizer + "-hidden" * bool(seed)
 
 
 def byte_level(texts, size):
@@ -82,7 +87,7 @@ def dialogue(*texts):
 
 def encode(rng, seed):
     rows = [row["messages"] for row in World(seed=seed + 3).training_set("broad", 12)]
-    tokenizers = [f"{kind}-{seed}" for kind in ("bytes", "bytes-without-bos", "sentencepiece")]
+    tokenizers = [named(kind, seed) for kind in ("bytes", "bytes-without-bos", "sentencepiece")]
     end = ("Q", "Human", "Ask")[seed % 3]
     turns = rows[3] + rows[4] + rows[5]
     for tokenizer, messages in zip(tokenizers, rows):
@@ -312,8 +317,8 @@ def rank_responses(rng, seed):
     pairs += [[m["content"] for m in row["messages"]] for row in world.training_set("broad", 9)]
     rows = [[*pair, [other for _, other in mix.sample(pairs, 3)]] for pair in pairs]
     rows = [[asked, own, [text for text in rivals if text != own]] for asked, own, rivals in rows]
-    plain = f"bytes-{seed}"
-    for tokenizer in (plain, f"sentencepiece-{seed}"):
+    plain = named("bytes", seed)
+    for tokenizer in (plain, named("sentencepiece", seed)):
         spec = model(rng, vocab_size=700, max_position_embeddings=220)
         yield f"a random model, {tokenizer}", dict(tokenizer=tokenizer, rows=rows, context=220, model=spec)
     a, b, c = world.subjects["countries"][:3]

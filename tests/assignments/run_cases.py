@@ -45,11 +45,13 @@ class Runner:
             self.server = None
 
     def start(self):
-        environment = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "ATEN_CPU_CAPABILITY",
-                                                           "ONEDNN_MAX_CPU_ISA") if name in os.environ}
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+                                                           "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+                       if name in os.environ}
         self.server = subprocess.Popen(
-            [sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-            | {"OMP_NUM_THREADS": "1", "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES", "PYTHONUTF8": "1"})
+            [sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,  # Ctrl-C is for the grader, which then ends this
+            env=environment | {"OMP_NUM_THREADS": "1", "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES", "PYTHONUTF8": "1"})
 
     def run(self, files: dict[str, bytes], cases: list[dict]) -> tuple[list, str | None]:
         """(a list with {"value": ...} or {"error": ...} for each case, why it ended early or None).
@@ -177,6 +179,7 @@ def limit(seconds, memory):
         now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         at_most("RLIMIT_AS", now + memory)
     at_most("RLIMIT_CPU", int(seconds) + 2)
+    signal.alarm(int(seconds) + 5)  # should the server die first
     at_most("RLIMIT_CORE", 0)
 
 
