@@ -73,11 +73,13 @@ def test_a_mistake_costs_its_own_question_alone(graders, tmp_path, row):
     assert all(other == full for other, full in scores.values())
 
 
-def test_every_question_has_three_planted_mistakes_points_and_a_docstring():
+def test_every_question_has_points_cases_and_three_planted_mistakes_that_the_table_shows():
+    table = (HERE / "README.md").read_text()
     for assignment in CODED:
         assert sum(q.points for q in assignment.questions) == 100
         for q in assignment.questions:
-            assert sum(row[0] == q.name for row in planted.WRONG) >= 3
+            names = [row[1] for row in planted.WRONG if row[0] == q.name]
+            assert len(names) >= 3 and all(f" {q.name} | {name} | " in table for name in names)
             file, function = q.functions[0].split(":")
             text = source.strip((ROOT / file).read_text(), [function])
             assert text.count("raise NotImplementedError\n") == 1 and cases.cases_of(q.name, 3)
@@ -168,6 +170,21 @@ def test_every_form_of_a_submission_is_read(tmp_path):
     for path in archives(tmp_path, files):
         found = grade.locate(grade.read_submission(path), ASSIGNMENTS[1].files)
         assert {name: found.get(name) for name in files} == files, path
+
+
+def test_one_submission_is_known_from_many(tmp_path):
+    for name in ("alice/train.py", "bob/notes.txt", "one/in/data/format.py", "flat/format.py", "zips/a.zip"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    found = {path.name for path in tmp_path.iterdir() if grade.is_one(path, ASSIGNMENTS[1].files)}
+    assert found == {"alice", "one", "flat"} and not grade.is_one(tmp_path, ASSIGNMENTS[1].files)
+
+
+def test_line_ends_and_a_byte_order_mark_are_no_change(graders, tmp_path):
+    files = {name: b"\xef\xbb\xbf" + hand_out.clean_files(ASSIGNMENTS[1])[name].replace(b"\n", b"\r\n")
+             for name in ASSIGNMENTS[1].files}
+    results = graders[1].grade(files, tmp_path / "r.json")
+    assert total(results)[0] == pytest.approx(100) and results["output"] == ""
 
 
 def test_links_and_large_files_are_not_read(tmp_path):

@@ -108,7 +108,7 @@ class Grader:
                 results, _ = self.runner.run(code | spliced, sum(parts, []))
                 self.seen[question, spliced[file]] = compare.marks(sum(parts, []), results, question.tolerance)
             wrong = self.seen[question, spliced[file]]
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, RecursionError) as error:
             wrong = [str(error.args[0])] * len(sum(parts, []))
         n, share = len(parts[0]), SHARE_VISIBLE
         yield result_of(f"{question.name}, visible cases", question.points * share, wrong[:n], True)
@@ -123,7 +123,7 @@ class Grader:
         clean = hand_out.clean_files(self.assignment)[file].decode()
         try:
             return {file: source.splice(clean, tree, names).encode("utf-8", "surrogatepass")}
-        except LookupError as error:
+        except (LookupError, ValueError) as error:
             raise LookupError(f"{file}: {error.args[0]}") from None
 
     def experiment(self, question: Question, files):
@@ -138,10 +138,10 @@ class Grader:
         for file in self.assignment.files if self.assignment.number != 5 else []:
             try:
                 tree = source.parse(file, files.get(file, b""))
-            except ValueError:
+                names = source.changed(given[file].decode(), tree, self.assignment.functions(file))
+            except (ValueError, RecursionError):
                 continue
-            clean = given[file].decode()
-            if file in files and (names := source.changed(clean, tree, self.assignment.functions(file))):
+            if file in files and names:
                 others.append(f"{file}: {shorten(names, 5)}")
         return f"Changed, and ignored: {shorten(others, 9)}." if others else ""
 
@@ -168,6 +168,13 @@ def show(results: dict):
     print(f"{'':5}{'total':44} {score:6.2f} of {most:5.2f}")
     if results["output"]:
         print(results["output"])
+
+
+def is_one(folder: Path, wanted: list[str]) -> bool:
+    """Whether a folder is one submission, maybe within another folder, and not a folder of submissions."""
+    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+    found = any((folder / name).exists() for file in wanted for name in (file, Path(file).name))
+    return found or len(inside) == 1 and inside[0].is_dir()
 
 
 def grade_many(grader: Grader, folder: Path, out: Path):
@@ -226,9 +233,7 @@ def main():
     with Runner(args.seconds) as runner:
         grader = Grader(args.assignment, seed, runner)
         if args.submission.is_dir():
-            wanted = args.assignment.files
-            if not any((args.submission / file).exists() or (args.submission / Path(file).name).exists()
-                       for file in wanted):
+            if not is_one(args.submission, args.assignment.files):
                 return grade_many(grader, args.submission, args.results.parent)
             submission = read_submission(args.submission)
         show(grader.grade(submission, args.results))

@@ -150,6 +150,9 @@ RIGHT = [
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")""")),
     ("accumulate_gradient", "every example alone", ("for batch in micro_batches(examples, token_budget, n_ranks):",
                                                     "for batch in [[example] for example in examples]:")),
+    ("accumulate_gradient", "without ranks", ("batch[rank::n_ranks] or [(batch[0][0], [IGNORE] * len(batch[0][0]))]",
+                                              "batch"),
+     ("(loss * n_ranks).backward()", "loss.backward()"), ("runs.summed(total)", "total")),
     ("attend", "by hand", ("""return F.scaled_dot_product_attention(q, k, v, is_causal=True, """
                            """enable_gqa=k.shape[1] < q.shape[1])""", """
     n, T = q.shape[1] // k.shape[1], q.shape[2]

@@ -185,7 +185,7 @@ def limit(seconds, memory):
 
 def fence(folders):
     """From here on this process raises PermissionError where it leaves the given folders, writes, or calls out."""
-    inside = tuple(folder + os.sep for folder in folders) + (os.devnull, "/dev/urandom", "/proc/self/", "/sys/")
+    inside = tuple(folder + os.sep for folder in folders) + (os.devnull,)
     real, decode, flags_of_writing = os.path.realpath, os.fsdecode, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
     def check(event, arguments):

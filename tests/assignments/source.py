@@ -19,7 +19,7 @@ def parse(name: str, source: bytes) -> ast.Module:
     except SyntaxError as error:
         raise ValueError(f"{name} is no Python: {error.msg}, line {error.lineno}") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{name} is no Python: {error or 'nested too deeply'}") from None
+        raise ValueError(f"{name} is no Python: {str(error) or 'nested too deeply'}") from None
 
 
 def find(tree: ast.Module, function: str):
