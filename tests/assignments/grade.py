@@ -91,7 +91,7 @@ class Grader:
             raise ValueError(f"the submission has none of {', '.join(wanted)}; hand in what make submission wrote")
         results = {"execution_time": 0.0, "output": self.ignored(files), "tests": []}
         for number, question in enumerate(self.assignment.questions, 1):
-            for row in (self.visible_and_hidden if self.assignment.number != 5 else self.experiment)(question, files):
+            for row in (self.visible_and_hidden if self.assignment.number != 5 else self.done_again)(question, files):
                 results["tests"].append(row | {"number": f"{self.assignment.number}.{number}"})
             results["execution_time"] = round(time.perf_counter() - began, 2)
             write_json(path, results)
@@ -126,7 +126,7 @@ class Grader:
         except (LookupError, ValueError) as error:
             raise LookupError(f"{file}: {error.args[0]}") from None
 
-    def experiment(self, question: Question, files):
+    def done_again(self, question: Question, files):
         wrong = getattr(experiment, f"check_{question.name}")(files)
         yield result_of(question.name, question.points, wrong, True)
 

@@ -7,6 +7,7 @@ The fence stops accidents and simple tricks: no network, no writing, no reading 
 libraries, no other programs. It is no jail. Whoever expects worse grades in a container.
 """
 import gc
+import importlib
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
+LIBRARIES = ("requests", "safetensors.torch", "tokenizers.decoders", "torch.distributed", "torch.utils.checkpoint")
 SECONDS, MEMORY, OUTPUT = 30, 2 << 30, 64 << 20  # of one question: wall time, bytes beyond torch's, bytes of values
 REFUSED = ("socket.", "subprocess.", "shutil.", "ctypes.dl", "os.exec", "os.fork", "os.kill", "os.posix_spawn",
            "os.spawn", "os.system", "os.startfile", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link",
@@ -87,13 +89,10 @@ class Runner:
 
 def serve():
     """For each line on stdin, [folder, seconds, memory, sign]: fork a child, answer [what it wrote, why it ended]."""
-    import numpy.testing  # noqa: F401  the libraries once, for all children; no line of the project's code
-    import requests  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import tokenizers.decoders  # noqa: F401
-    import torch.utils.checkpoint
-    import torch.distributed  # noqa: F401
+    import torch
 
+    for library in LIBRARIES:
+        importlib.import_module(library)
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # else every child copies the pages that its collector looks at
@@ -144,9 +143,9 @@ def in_child(folder, seconds, memory, sign, writer):
     cases = plain.loads(Path("cases.json").read_bytes())
     os.environ.clear()
     limit(seconds, memory)
-    here = str(Path(__file__).resolve().parents[2])
+    here = str(Path(__file__).resolve().parents[2]) + os.sep
     libraries = tuple(os.path.realpath(path) for path in sys.path if path and ("site-packages" in path or not
-                      os.path.realpath(path).startswith(here)))
+                      f"{os.path.realpath(path)}/".startswith(here)))
     sys.path[:] = [folder, *libraries]
     os.remove("cases.json")
     fence((folder, *libraries, os.path.dirname(os.path.realpath(os.__file__))))

@@ -58,6 +58,19 @@ def strip(source: str, functions) -> str:
     return "".join(lines)
 
 
+def statements(tree: ast.Module) -> list:
+    """The statements of a file's top level, where an import of several names counts as several imports."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                found.append(copy.copy(node))
+                found[-1].names = [alias]
+        else:
+            found.append(node)
+    return found
+
+
 def names_bound(statement) -> set[str]:
     """The names that a statement of a file's top level gives a meaning to."""
     if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
@@ -78,7 +91,7 @@ def splice(clean: str, submitted: ast.Module, functions) -> str:
     """
     if all(same(parse("", clean.encode()), submitted, function) for function in functions):
         return clean
-    tree = ast.parse(clean)
+    tree, offered = ast.parse(clean), statements(submitted)
     old = set().union(*map(names_bound, tree.body))
     for function in functions:
         body, place = find(tree, function)
@@ -93,7 +106,7 @@ def splice(clean: str, submitted: ast.Module, functions) -> str:
         used, helpers = [node, *before], []
         while used:  # what the helpers use, too
             names = {name.id for name in ast.walk(used.pop()) if isinstance(name, ast.Name)}
-            new = [other for other in submitted.body if names_bound(other) & names and not names_bound(other) & old
+            new = [other for other in offered if names_bound(other) & names and not names_bound(other) & old
                    and other not in helpers]
             helpers += new
             used += new
@@ -128,7 +141,7 @@ def changed(clean: str, submitted: ast.Module, functions) -> list[str]:
     texts = []
     for tree in trees:
         mine = {id(found[0][found[1]]) for name in functions if (found := find(tree, name))}
-        texts.append({name: dump(node, mine) for node in tree.body for name in names_bound(node)})
+        texts.append({name: dump(node, mine) for node in statements(tree) for name in names_bound(node)})
     return [name for name, text in texts[0].items() if texts[1].get(name) != text]
 
 
