@@ -122,7 +122,7 @@ def test_helpers_come_along_and_other_changes_are_named_and_ignored(impatient, t
     files = planted.plant("learning_rate", ("math.ceil(warmup * n_steps)", "up(warmup * n_steps)"))
     text = files["train.py"].replace(b"def collate(batch: list, device):", b"def collate(batch: list, device, more=1):")
     text = text.replace(b"import tempfile\n", b"import tempfile, operator\n")
-    files["train.py"] = b"from math import ceil\nSIZE = 7\n" + text + b"\ndef up(x):\n    return operator.index(ceil(x))\n"
+    files["train.py"] = b"from math import ceil\nSIZE = 7\n" + text + b"\ndef up(x): return operator.index(ceil(x))\n"
     files |= {"conftest.py": b"", "tests/check/check.py": b"print('passed')"}
     results = impatient.grade(files, tmp_path / "r.json")
     assert total(results) == pytest.approx((100, 100))
