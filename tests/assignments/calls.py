@@ -156,10 +156,13 @@ def rules(spec, vocab_size):
     return adapter
 
 
-def generate(model, prompts, max_new_tokens, eos_at=None, adapter=None, temperature=0.0, top_p=1.0):
+def generate(model, prompts, max_new_tokens, eos_at=None, adapter=None, temperature=0.0, top_p=1.0,
+             cache_block=128):
     """eos_at: EOS is the token that the first answer has at that place. Positions: how many the model was given."""
+    import generate as module
     from generate import generate, generate_slowly
 
+    module.CACHE_BLOCK = cache_block
     llama, positions, told = model_of(model), 0, []
     room = min(max_new_tokens, llama.config.context)
     spec = adapter and {**adapter, "eos_id": 1}

@@ -109,6 +109,7 @@ WRONG = [
     ("generate", "the first token comes from the padding", ("[torch.arange(len(rows)), lengths - 1]", "[:, -1]")),
     ("generate", "all rows write at one length", ("h = step(token, cache, lengths)",
                                                   "h = step(token, cache, torch.full_like(lengths, longest + n))")),
+    ("generate", "the cache does not grow", ("if longest + n == cache[0][0].shape[2]:", "if False:")),
     ("generate", "the whole prefix again for every token", ("h = step(token, cache, lengths)", """
         texts = [prompts[row or 0] + answers[row or 0] for row in rows]
         h = torch.stack([model.hidden(torch.tensor([text]))[0, -1] for text in texts])""")),
