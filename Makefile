@@ -8,7 +8,9 @@ RULES ?= none
 A ?= out/response
 B ?= out/instruction
 JUDGE ?= world
-variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL
+variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL N SUBMISSION SOLUTION \
+	RESULTS
+seed_given := $(filter-out file,$(origin SEED))
 
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 $(foreach name,$(filter-out $(variables),$(given)),$(error $(name) is no variable of this project; its variables are \
@@ -17,7 +19,7 @@ $(foreach name,$(filter-out $(variables),$(given)),$(error $(name) is no variabl
 # A value is text, letter for letter: make expands nothing in it, and recipes read it as "$$NAME" from the environment.
 $(foreach name,$(filter-out OUT,$(variables)),$(eval override $(name) := $$(value $(name))))
 ifeq ($(origin OUT),undefined)
-OUT := out/$(METHOD)
+OUT := out/$(if $(filter assignment,$(MAKECMDGOALS)),assignment-$(N),$(METHOD))
 else
 override OUT := $(value OUT)
 endif
@@ -46,6 +48,8 @@ make TARGET [VARIABLE=value ...]
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
   test        run the tests
+  assignment  write the handout of assignment N into OUT; SOLUTION=1 shows its solution
+  grade       grade SUBMISSION, an archive or a folder of one or many; SEED is private
 
   METHOD=$(METHOD)   or instruction, mbpp, gsm, poetry, recipes, chess
   MODEL=$(MODEL)   a folder, or ORG/NAME on the hub
@@ -56,6 +60,7 @@ make TARGET [VARIABLE=value ...]
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL
+  N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json
   PYTHON=$(PYTHON)   set up by the first command
 
 Without make: .venv/bin/python train.py --help
@@ -128,6 +133,20 @@ bench: $(ready)
 test: $(ready)
 	$(PYTHON) -m pytest -q tests
 
+# an instructor's two commands, see tests/assignments/README.md
+ifneq ($(filter assignment grade,$(MAKECMDGOALS)),)
+$(if $(N),,$(error say which assignment, for example: make $(firstword $(MAKECMDGOALS)) N=1))
+endif
+ifneq ($(filter grade,$(MAKECMDGOALS)),)
+$(if $(SUBMISSION),,$(error say what to grade, for example: make grade N=1 SUBMISSION=alice.zip))
+endif
+assignment: $(ready)
+	@$(PYTHON) tests/assignments/hand_out.py $(if $(filter 1,$(SOLUTION)),--solution,--out "$$OUT") -- "$$N"
+
+grade: $(ready)
+	@$(PYTHON) tests/assignments/grade.py $(if $(seed_given),--seed "$$SEED") $${RESULTS:+--results "$$RESULTS"} -- \
+		"$$N" "$$SUBMISSION"
+
 data/world: data/world/eval.jsonl
 data/world/eval.jsonl: data/world.py | $(ready)
 	$(PYTHON) data/world.py
@@ -139,5 +158,5 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: help train generate eval compared judge rank table sweep pretrain data bench test
+.PHONY: help train generate eval compared judge rank table sweep pretrain data bench test assignment grade
 .DELETE_ON_ERROR:

@@ -59,8 +59,10 @@ def test_make_alone_is_help(project):
     assert text == project.make("help").stdout
     lines = [line for line in text.splitlines() if "PYTHON=" not in line]
     assert len(lines) <= 30 and all(len(line) <= 90 for line in lines)
-    assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "test"))
-    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON"))
+    assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "test",
+                                             "assignment", "grade"))
+    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON",
+                                             "N", "SUBMISSION", "SOLUTION", "RESULTS"))
     assert "METHOD=response" in text and "OUT=out/response" in text and ".venv/bin/python train.py" in text
 
 
@@ -118,6 +120,24 @@ def test_a_mistyped_variable_is_refused(project, name):
 
 def test_generate_without_a_prompt_says_how_to_ask(project):
     assert 'make generate PROMPT="' in project.refuses("generate")
+
+
+def test_a_handout_goes_to_a_folder_of_its_number_and_a_solution_nowhere(project):
+    script = "tests/assignments/hand_out.py"
+    assert project.commands("assignment", "N=2") == [[script, "--out", "out/assignment-2", "--", "2"]]
+    [given] = project.commands("assignment", f"N={STRANGE}", f"OUT={STRANGE}")
+    assert given == [script, "--out", STRANGE, "--", STRANGE]
+    assert project.commands("assignment", "N=1", "SOLUTION=1") == [[script, "--solution", "--", "1"]]
+    assert "make assignment N=1" in project.refuses("assignment")
+
+
+def test_grading_has_a_seed_and_a_place_of_its_own_where_they_are_given(project):
+    script = "tests/assignments/grade.py"
+    assert project.commands("grade", "N=3", f"SUBMISSION={STRANGE}") == [[script, "--", "3", STRANGE]]
+    [given] = project.commands("grade", "N=1", "SUBMISSION=a", f"SEED={STRANGE}", f"RESULTS={STRANGE}")
+    assert given == [script, "--seed", STRANGE, "--results", STRANGE, "--", "1", "a"]
+    assert project.commands("grade", "N=1", "SUBMISSION=a", SEED="7")[0][1:3] == ["--seed", "7"]
+    assert "SUBMISSION=alice.zip" in project.refuses("grade", "N=1") and "N=1" in project.refuses("grade")
 
 
 def answers(project, *arguments):
