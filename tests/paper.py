@@ -24,7 +24,6 @@ from judge import win_rate
 from lab.lab import ask, pretrain, side_by_side, tune
 from train import METHODS
 
-SEEDS = (1, 2, 3)  # of finetuning
 EPOCHS = (2, 5, 10)  # the paper's are 5, 7, 10, 15 and 20; here two can be enough
 TUNED = [method for method in METHODS if method != "pretrain"]
 ABLATIONS = {"tokens,repeats": "without rule 1 (EOS)", "eos,tokens": "without rule 3 (used words)",
@@ -71,12 +70,12 @@ def graded(world: World, tasks: list, outputs: list[str]) -> tuple[list[float], 
     return tuple(map(list, zip(*(world.grade(task, output) for task, output in zip(tasks, outputs)))))
 
 
-def table(base: Path, world: World, workers: int) -> dict:
+def table(base: Path, world: World, workers: int, seeds: tuple = (1, 2, 3)) -> dict:
     """Train, answer and judge all of ENTRIES. Returns what out/table.json holds:
 
     world, doses: the knobs and the families' doses; questions: the family of each instruction asked; rows: an entry
     each, with the win rates of its finetuning seeds over all families that have a dose, and the mean content and
-    grade (0 to 1) of the answers to each question.
+    grade (0 to 1) of the answers to each question. seeds: of finetuning; epochs are chosen with the first.
     """
     sets = world.evaluation_sets()
     val, tasks = sets["val"], sets["eval"] + sets["novel"]
@@ -84,7 +83,7 @@ def table(base: Path, world: World, workers: int) -> dict:
 
     print("choosing epochs on val", file=sys.stderr)
     tried = {f"{method}, {epochs} epochs": (method, epochs) for epochs in reversed(EPOCHS) for method in TUNED}
-    outputs = side_by_side({name: (epochs + 1, answers, base, world, method, epochs, SEEDS[0], short)
+    outputs = side_by_side({name: (epochs + 1, answers, base, world, method, epochs, seeds[0], short)
                             for name, (method, epochs) in tried.items()}, workers)
     # A preference is half the difference of two grades, so the best mean grade is the best win rate over any reference.
     val_grade = {tried[name]: statistics.mean(graded(world, val, output)[1]) for name, output in outputs.items()}
@@ -98,16 +97,16 @@ def table(base: Path, world: World, workers: int) -> dict:
 
     outputs = side_by_side({name(method, rules, prompt, seed): (
         chosen.get(method, 0) + 3, answers, base, world, method, chosen.get(method), seed, long, parse_rules(rules),
-        prompt) for method, rules, prompt, *_ in ENTRIES for seed in SEEDS}, workers)
+        prompt) for method, rules, prompt, *_ in ENTRIES for seed in seeds}, workers)
     runs = {who: graded(world, tasks, output) for who, output in outputs.items()}
 
     known, rows = [task.family in FAMILIES for task in tasks], []
     for method, rules, prompt, words, llama, olmo in ENTRIES:
-        seeds = [runs[name(method, rules, prompt, seed)] for seed in SEEDS]
+        tuned = [runs[name(method, rules, prompt, seed)] for seed in seeds]
         rates = [win_rate([0.5 + 0.5 * (g - r) for g, r, ok in
                            zip(grades, runs[f"instruction, seed {seed}"][1], known) if ok])[0]
-                 for (_, grades), seed in zip(seeds, SEEDS)]
-        contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*seeds))
+                 for (_, grades), seed in zip(tuned, seeds)]
+        contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*tuned))
         rows.append({"method": method, "rules": rules, "penalise_prompt": prompt, "epochs": chosen.get(method),
                      "words": words, "llama": llama, "olmo": olmo, "win_rates": [round(rate, 3) for rate in rates],
                      "contents": contents, "grades": grades})
@@ -178,7 +177,7 @@ def setting(config: Path, share_answered: float) -> dict:
     tasks = world.evaluation_sets()["eval"]
     base, instructions = pretrain(config, world, DOCUMENTS), [task.instruction for task in tasks]
     outputs = {f"base, rules {rules}": ask(base, instructions, parse_rules(rules)) for rules in RULES_SWEPT}
-    outputs |= {method: answers(base, world, method, METHODS[method].epochs, SEEDS[0], instructions)
+    outputs |= {method: answers(base, world, method, METHODS[method].epochs, 1, instructions)
                 for method in SWEPT}
     means = {who: [100 * statistics.mean(column) for column in graded(world, tasks, output)]
              for who, output in outputs.items()}
@@ -216,10 +215,11 @@ def main():
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="the folder of the base's world.json")
     parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
                         help="processes side by side")
+    parser.add_argument("--seeds", type=command.positive(int), default=3, help="of finetuning, for the table")
     args = parser.parse_args()
     result, model = Path("out") / f"{args.what}.json", model_folder(args.model)
     if args.what == "table":
-        found = table(model, load_world(args.data), args.workers)
+        found = table(model, load_world(args.data), args.workers, tuple(range(1, args.seeds + 1)))
         write_json(result, found)
         print(table_markdown(beside(found)), doses_markdown(found), differences(found), sep="\n\n")
     else:
