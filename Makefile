@@ -37,7 +37,7 @@ resume := $(if $(filter 1,$(OVERWRITE)),--overwrite,--resume)
 define help
 make TARGET [VARIABLE=value ...]
 
-  train       train MODEL by METHOD, write OUT, show three answers before and after
+  train       train MODEL by METHOD, write OUT, show nine answers before and after
   generate    answer PROMPT with MODEL, under RULES
   eval        answer the eval set with MODEL, under RULES, and grade the answers
   judge       compare A's answers, under RULES, with B's, under none
@@ -72,7 +72,7 @@ help:
 train: $(ready) $(world)
 	@set -x; $(PYTHON) train.py --method "$$METHOD" --model "$$MODEL" --data "$$DATA" --out "$$OUT" --seed "$$SEED" \
 		$${EPOCHS:+--epochs "$$EPOCHS"} $(resume)
-	@$(PYTHON) generate.py --model "$$MODEL" "$$OUT" --input "$$DATA/eval.jsonl" --limit 3
+	@$(PYTHON) generate.py --model "$$MODEL" "$$OUT" --input "$$DATA/eval.jsonl" --limit 9 --max-new-tokens 40
 
 ifneq ($(filter generate,$(MAKECMDGOALS)),)
 $(if $(PROMPT),,$(error ask something, for example: make generate PROMPT="What is the capital of Brabrol?"))

@@ -73,8 +73,9 @@ def n_scored(example) -> int:
 def summed_loss(model: Llama, ids, labels):
     """The cross-entropy of every scored token, summed: -sum of log p(ids[t + 1] | ids[: t + 1]), a float32 scalar.
 
-    ids, labels: (B, T) int64, padded on the right. Position t predicts token t + 1, so labels are read from 1 on, and
-    ids up to T - 1; a label of IGNORE is not scored. The vocabulary matrix is applied at scored positions only.
+    ids, labels: (B, T) int64, T at least 2, padded on the right. Position t predicts token t + 1, so labels are read
+    from 1 on, and ids up to T - 1; a label of IGNORE is not scored. The vocabulary matrix is applied at scored
+    positions only.
     """
     targets = labels[:, 1:]  # (B, T-1)
     scored = targets != IGNORE
@@ -83,12 +84,12 @@ def summed_loss(model: Llama, ids, labels):
 
 
 def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
-    """Add to every .grad the gradient of one step's mean loss per scored token. Returns that loss, a scalar tensor.
+    """Add to every .grad the gradient of one step's mean loss per scored token. Returns that loss, a detached scalar.
 
-    examples: (ids, labels) pairs, the whole step's. They are cut into micro-batches of at most token_budget tokens;
-    the loss of each is summed and divided by the count of scored tokens in the *whole* step, over all ranks. So
-    the gradient does not depend on how the step is cut. (A mean of the micro-batches' means would weigh a token by
-    its neighbours' lengths.) autocast: multiply in bf16.
+    examples: (ids, labels) pairs, the whole step's, with a scored token among them. They are cut into micro-batches
+    of at most token_budget tokens; the loss of each is summed and divided by the count of scored tokens in the *whole*
+    step, over all ranks. So the gradient does not depend on how the step is cut. (A mean of the micro-batches' means
+    would weigh a token by its neighbours' lengths.) autocast: multiply in bf16.
     """
     rank, n_ranks = runs.rank(), runs.n_ranks()
     count = sum(n_scored(example) for example in examples)

@@ -71,7 +71,7 @@ def test_the_defaults_of_train(project):
     assert train == ["train.py", "--method", "response", "--model", "data/tiny", "--data", "data/world",
                      "--out", "out/response", "--seed", "1", "--resume"]
     assert show == ["generate.py", "--model", "data/tiny", "out/response",
-                    "--input", "data/world/eval.jsonl", "--limit", "3"]
+                    "--input", "data/world/eval.jsonl", "--limit", "9", "--max-new-tokens", "40"]
     assert after("--out", project.commands("train", "METHOD=chess")[0]) == "out/chess"
 
 

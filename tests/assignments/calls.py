@@ -44,8 +44,11 @@ def encode(tokenizer, messages, max_length, blank=False, prompt=None):
     from data.format import IGNORE, encode
 
     more = {"prompt": prompt} if prompt else {}
-    ids, labels = encode(tokenizer_of(tokenizer), messages, max_length, blank=blank, **more)
-    return {"ids": [int(i) for i in ids], "scored": [int(label) if label != IGNORE else None for label in labels]}
+    result = encode(tokenizer_of(tokenizer), messages, max_length, blank=blank, **more)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"encode must return (ids, labels), found a {type(result).__name__}")
+    ids, labels = result
+    return {"ids": [int(i) for i in ids], "labels": [int(label) if label != IGNORE else "IGNORE" for label in labels]}
 
 
 def summed_loss(model, ids, labels):

@@ -8,7 +8,7 @@ import numpy as np
 ROUNDING = {"torch.bfloat16": 0.016, "torch.float16": 0.002}  # twice the last of its 8, or 11, bits
 
 
-def difference(right, found, tolerance: float, where: str = "the value") -> str | None:
+def difference(right, found, tolerance: float, where: str = "result") -> str | None:
     """The first difference between two plain values in one sentence, or None.
 
     Numbers with a fraction may differ by `tolerance` times the largest of their list or array, and by the rounding of
