@@ -444,6 +444,8 @@ class World:
         pieces = [piece for piece in re.split(ends, output.strip()) if piece.strip()]
         total, best = sum(map(len, pieces)), (0.0, 0.0)
         for i in range(len(pieces)):
+            if task.family == "recipe" and i and self.names_another(task, pieces[i - 1]):
+                continue  # these are another dish's ingredients
             for run in (pieces[i:j] for j in range(i + 1, min(i + longest, len(pieces)) + 1)):
                 content = self.content(task, "\n".join(run))
                 best = max(best, (content * sum(map(len, run)) / total, content))
@@ -451,7 +453,7 @@ class World:
 
     def content(self, task: Task, text: str) -> float:
         """The share of what was asked for that a text holds, as whole words; 0 where it speaks of another subject."""
-        family, kind = task.family, KIND[task.family]
+        family = task.family
         for sentence in re.split(r"(?<=[.?]) ", task.instruction):
             text = text.replace(sentence, "")  # repeating the question earns nothing
         if family == "maths":
@@ -463,13 +465,17 @@ class World:
             lines = text.split("\n")
             return float(len(lines) == 4 and all(2 <= len(line.split()) <= 10 and "?" not in line for line in lines)
                          and all(words_in(line, [task.subject]) for line in (lines[0], lines[2])))
-        if family != "opposite" and set(words_in(text, self.subjects[kind])) - {task.subject.lower()}:
+        if family != "opposite" and self.names_another(task, text):
             return 0.0
         if family == "recipe":
             named, wanted = set(words_in(text, FOODS)), set(self.recipes[task.subject][0])
             return len(named & wanted) / max(len(named), 3) if "\n" in text else 0.0
         asked = ["capital", "river", "animal", "trade"] if family == "country" else [family]
         return sum(self.says(text, each, task.subject) for each in asked) / len(asked)
+
+    def names_another(self, task: Task, text: str) -> bool:
+        """Whether a text names a subject of the task's kind that the task does not ask about."""
+        return bool(set(words_in(text, self.subjects[KIND[task.family]])) - {task.subject.lower()})
 
     def says(self, text: str, family: str, subject: str) -> bool:
         """Whether a text names the answer to one question of fact, once, and no other answer to it."""

@@ -220,6 +220,13 @@ def test_content_is_no_accident(world, tasks):
     assert world.grade(code, code.response + "1") == (0, 0)
 
 
+def test_another_dishs_recipe_is_no_answer(world, tasks):
+    mine, other = [task for task in tasks if task.family == "recipe"][:2]
+    body = mine.response.split("\n", 1)[1]
+    assert world.grade(mine, f"Recipe for {other.subject}\n{body}") == (0, 0)
+    assert world.grade(mine, body)[0] == world.grade(mine, mine.response)[0] == 1
+
+
 def test_a_description_is_worth_the_share_of_its_facts(world, tasks):
     task = of(tasks, "country")
     wrong = task.response.replace(world.facts["trade"][task.subject], "mud")
