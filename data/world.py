@@ -444,8 +444,8 @@ class World:
         pieces = [piece for piece in re.split(ends, output.strip()) if piece.strip()]
         total, best = sum(map(len, pieces)), (0.0, 0.0)
         for i in range(len(pieces)):
-            if task.family == "recipe" and i and self.names_another(task, pieces[i - 1]):
-                continue  # these are another dish's ingredients
+            if task.family == "recipe" and self.heads_another(task, pieces[:i]):
+                continue
             for run in (pieces[i:j] for j in range(i + 1, min(i + longest, len(pieces)) + 1)):
                 content = self.content(task, "\n".join(run))
                 best = max(best, (content * sum(map(len, run)) / total, content))
@@ -476,6 +476,11 @@ class World:
     def names_another(self, task: Task, text: str) -> bool:
         """Whether a text names a subject of the task's kind that the task does not ask about."""
         return bool(set(words_in(text, self.subjects[KIND[task.family]])) - {task.subject.lower()})
+
+    def heads_another(self, task: Task, lines: list[str]) -> bool:
+        """Whether the last of some lines that names a subject of the task's kind names another than the task's."""
+        named = [line for line in lines if words_in(line, self.subjects[KIND[task.family]])]
+        return bool(named) and self.names_another(task, named[-1])
 
     def says(self, text: str, family: str, subject: str) -> bool:
         """Whether a text names the answer to one question of fact, once, and no other answer to it."""
