@@ -290,6 +290,11 @@ def test_the_check_of_a_handout_knows_the_starter_from_the_solution(handouts, ru
     write(tmp_path, {file: (ROOT / file).read_bytes() for file in ASSIGNMENTS[number].files})
     assert check.check(assignment, tmp_path, runner)
     assert check.check_files(assignment, tmp_path) == ASSIGNMENTS[number].files
+    if number == 1:
+        write(tmp_path, planted.plant("summed_loss", ("labels[:, 1:]", "labels[:, :-1]")))
+        assert not check.check(assignment, tmp_path, runner)
+        assert ("accumulate_gradient: 0 of 7 cases right; it calls summed_loss, not right yet" in
+                capsys.readouterr().out)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")

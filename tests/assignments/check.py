@@ -20,20 +20,21 @@ from run_cases import Runner
 
 def check(assignment: dict, root: Path, runner: Runner) -> bool:
     """Run every question's visible cases and print what is wrong. Returns whether all are right."""
-    all_right = True
+    not_right = []
     files = {path: (root / path).read_bytes() for path in assignment["code"]}
     files |= {path: text.encode() for path, text in assignment["files"].items()}
     for number, question in enumerate(assignment["questions"], 1):
         results, _ = runner.run(files, question["cases"])
         wrong = [said for said in compare.marks(question["cases"], results, question["tolerance"]) if said]
-        n = len(results)
-        print(f"{assignment['number']}.{number} {question['name']}: {n - len(wrong)} of {n} cases right", flush=True)
+        n, first = len(results), [name for name in question["needs"] if name in not_right]
+        print(f"{assignment['number']}.{number} {question['name']}: {n - len(wrong)} of {n} cases right"
+              + f"; it calls {', '.join(first)}, not right yet" * bool(first), flush=True)
         for said in wrong[:5]:
             print(f"    {said}")
         if len(wrong) > 5:
             print(f"    and {len(wrong) - 5} more")
-        all_right &= not wrong
-    return all_right
+        not_right += [question["name"]] * bool(wrong)
+    return not not_right
 
 
 def check_files(assignment: dict, root: Path) -> list[str]:

@@ -115,7 +115,7 @@ def visible(assignment: Assignment, runner: Runner) -> str:
         "files": {path: data.decode() for path, data in files_of(assignment.number, VISIBLE).items()},
         "signatures": {f: source.signature(trees[f.split(":")[0]], f.split(":")[1])
                        for q in assignment.questions for f in q.functions[:1]},
-        "questions": [{"name": q.name, "tolerance": q.tolerance, "function": q.functions[0],
+        "questions": [{"name": q.name, "tolerance": q.tolerance, "function": q.functions[0], "needs": list(q.needs),
                        "cases": cases_with_values(assignment, q, VISIBLE, runner)} for q in assignment.questions]})
 
 
