@@ -445,7 +445,7 @@ class World:
         total, best = sum(map(len, pieces)), (0.0, 0.0)
         for i in range(len(pieces)):
             if task.family == "recipe" and self.heads_another(task, pieces[:i]):
-                continue
+                continue  # these are another dish's ingredients
             for run in (pieces[i:j] for j in range(i + 1, min(i + longest, len(pieces)) + 1)):
                 content = self.content(task, "\n".join(run))
                 best = max(best, (content * sum(map(len, run)) / total, content))
