@@ -9,7 +9,7 @@ A ?= out/response
 B ?= out/instruction
 JUDGE ?= world
 variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL N SUBMISSION SOLUTION \
-	RESULTS
+	RESULTS Q
 seed_given := $(filter-out file,$(origin SEED))
 
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -44,6 +44,7 @@ make TARGET [VARIABLE=value ...]
   rank        how often MODEL, A and B find the right response likelier than another text
   table       the paper's tables in vitro, 15 to 20 minutes
   sweep       win rates where pretraining answers more or less, about 26 minutes
+  lab         the questions that the paper leaves open, with answers; Q=tags runs one experiment, 3 to 15 minutes
   pretrain    make data/tiny again, or out/base-SEED of another world, about 20 minutes
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
@@ -60,6 +61,7 @@ make TARGET [VARIABLE=value ...]
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL
+  Q=   one of similarity, tags, pairing, rephrasing, size, epochs, rules, bias, cross, greedy, weighting, ranking
   N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json
   PYTHON=$(PYTHON)   set up by the first command
 
@@ -117,6 +119,9 @@ table: $(ready) $(world)
 sweep: $(ready)
 	@$(PYTHON) tests/paper.py sweep
 
+lab: $(ready)
+	@$(PYTHON) tests/lab $${Q:+"$$Q"}
+
 # one thread, so that the bytes do not depend on how many there are; another seed makes another world and its base
 pretrain: $(ready)
 	$(PYTHON) data/world.py --seed "$$SEED" --out "out/world-$$SEED" --corpus 80000
@@ -158,5 +163,5 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.PHONY: help train generate eval compared judge rank table sweep pretrain data bench test assignment grade
+.PHONY: help train generate eval compared judge rank table sweep lab pretrain data bench test assignment grade
 .DELETE_ON_ERROR:

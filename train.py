@@ -150,14 +150,16 @@ def adamw(model: Llama, beta2: float = 0.999):
 
 def train(model: Llama, examples: list, *, epochs: int, lr: float, batch_size: int = 64, seed: int = 1,
           schedule: str = "cosine", warmup: float = 0.1, token_budget: int = 2048, optimizer=None, first_step: int = 0,
-          after_epoch=None, report=say) -> float:
+          after_epoch=None, report=say, gradient=None) -> float:
     """Train on (ids, labels) pairs, all parameters. Returns the mean loss of the last epoch's steps.
 
     seed: of the data order. token_budget: tokens of a micro-batch, which changes speed and memory, not results.
     after_epoch(steps_done) is called at the end of each epoch; first_step, with the optimizer of then, goes on from
-    there. report(line) is called after every step. Raises ValueError where the loss is not finite.
+    there. report(line) is called after every step. gradient: a function to take the place of
+    `accumulate_gradient`, for another loss. Raises ValueError where the loss is not finite.
     """
     optimizer, autocast = optimizer or adamw(model), machine.fast_bf16(model.device.type)
+    add_gradient = gradient or accumulate_gradient
     per_epoch = math.ceil(len(examples) / batch_size)
     n_steps, losses, start = per_epoch * epochs, [], time.perf_counter()
     for step in range(first_step, n_steps):
@@ -171,7 +173,7 @@ def train(model: Llama, examples: list, *, epochs: int, lr: float, batch_size: i
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss = machine.or_eagerly(model, lambda: accumulate_gradient(model, batch, token_budget, autocast))
+        loss = machine.or_eagerly(model, lambda: add_gradient(model, batch, token_budget, autocast))
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise ValueError(f"the loss of step {step + 1} is {losses[-1]}; a lower --lr may help")

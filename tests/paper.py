@@ -21,7 +21,7 @@ from data.files import read_json, write_json
 from data.world import FAMILIES, NOVEL, World, load_world
 from generate import parse_rules
 from judge import win_rate
-from lab.lab import ask, pretrain, side_by_side, tune
+from lab.lab import DOCUMENTS, ask, pretrain, side_by_side, tune
 from train import METHODS
 
 EPOCHS = (2, 5, 10)  # the paper's are 5, 7, 10, 15 and 20; here two can be enough
@@ -47,7 +47,6 @@ ENTRIES = [  # method, rules, does rule 3 penalise the prompt too, the paper's w
     ("base", "eos,repeats", True, ABLATIONS["eos,repeats"], "16.3 ± 0.25", "–"),
 ]
 RESULTS = ROOT / "tests" / "lab" / "results"  # table-SEED.json of the three bases
-DOCUMENTS = 80_000  # that a base model sees, once each
 SHARES_ANSWERED = (0.08, 0.14)  # the sweep's settings of the world's share_answered
 RULES_SWEPT = ["none", "all", *ABLATIONS]
 SWEPT = ("instruction", "response", "mbpp")  # the methods that the sweep tunes by

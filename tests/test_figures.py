@@ -9,7 +9,8 @@ from conftest import TINY
 import paper
 from data.format import Tokenizer
 from data.world import FAMILIES, World
-from lab.figures import RESULTS, WIDTH, dialogue_figure, dose_figure, figures, grades_by_dose, table_figure
+from lab.figures import RESULTS, dialogue_figure, dose_figure, figures, grades_by_dose, table_figure
+from lab.svg import WIDTH
 
 RESULTS_DRAWN = figures()
 
@@ -33,25 +34,30 @@ def test_committed_figures_are_what_the_committed_results_draw():
         assert (RESULTS / name).read_text(encoding="utf-8") == drawn, f"{name}: run python tests/lab/figures.py"
 
 
-def test_a_figure_has_a_title_an_opaque_ground_and_stays_within_its_edges(results):
+def assert_legible(drawn: str):
+    """A figure has a title and an opaque ground, and nothing in it reaches over its edges."""
+    figure = ElementTree.fromstring(drawn)
+    height = float(figure.attrib["viewBox"].split()[3])
+    title, ground, *parts = figure
+    assert title.text and ground.attrib | {"fill": "#ffffff"} == ground.attrib
+    assert float(ground.attrib["width"]) == WIDTH and float(ground.attrib["height"]) == height
+    for part in parts:
+        at = part.attrib
+        xs = [float(at[name]) for name in ("x", "cx") if name in at]
+        ys = [float(at[name]) for name in ("y", "cy") if name in at]
+        if "width" in at:
+            xs, ys = xs + [xs[0] + float(at["width"])], ys + [ys[0] + float(at["height"])]
+        for x, y in re.findall(r"([-\d.]+),([-\d.]+)", at.get("points", "")):
+            xs, ys = xs + [float(x)], ys + [float(y)]
+        if part.text and "monospace" not in str(at):  # a letter of the system's font is about 7 wide
+            room = {"start": WIDTH - xs[0], "end": xs[0], "middle": 2 * min(xs[0], WIDTH - xs[0])}
+            assert 6.9 * len(part.text) <= room[at["text-anchor"]], part.text
+        assert all(0 <= x <= WIDTH for x in xs) and all(0 <= y <= height for y in ys), at
+
+
+def test_figures_are_legible(results):
     for drawn in (table_figure(results), table_figure(results[:1]), dose_figure(results), dialogue_figure(TOKENIZER)):
-        figure = ElementTree.fromstring(drawn)
-        height = float(figure.attrib["viewBox"].split()[3])
-        title, ground, *parts = figure
-        assert title.text and ground.attrib | {"fill": "#ffffff"} == ground.attrib
-        assert float(ground.attrib["width"]) == WIDTH and float(ground.attrib["height"]) == height
-        for part in parts:
-            at = part.attrib
-            xs = [float(at[name]) for name in ("x", "cx") if name in at]
-            ys = [float(at[name]) for name in ("y", "cy") if name in at]
-            if "width" in at:
-                xs, ys = xs + [xs[0] + float(at["width"])], ys + [ys[0] + float(at["height"])]
-            for x, y in re.findall(r"([-\d.]+),([-\d.]+)", at.get("points", "")):
-                xs, ys = xs + [float(x)], ys + [float(y)]
-            if part.text and "monospace" not in str(at):  # a letter of the system's font is about 7 wide
-                room = {"start": WIDTH - xs[0], "end": xs[0], "middle": 2 * min(xs[0], WIDTH - xs[0])}
-                assert 6.9 * len(part.text) <= room[at["text-anchor"]], part.text
-            assert all(0 <= x <= WIDTH for x in xs) and all(0 <= y <= height for y in ys), at
+        assert_legible(drawn)
 
 
 TOKENIZER = Tokenizer(TINY)

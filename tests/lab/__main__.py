@@ -1,0 +1,63 @@
+"""The laboratory: each question that the paper leaves open is an experiment.
+
+    make lab            # the questions with their answers
+    make lab Q=tags     # one experiment: its table here, its JSON and SVG in tests/lab/results
+
+An experiment is a file of its name. It says what is expected before it runs, compares conditions on three bases
+(`run`), and draws what came out (`draw`). The first one pretrains two of the bases, 10 to 20 minutes.
+"""
+import os
+import statistics
+import sys
+from importlib import import_module
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent.parent), str(Path(__file__).parent.parent)]
+from data import command  # first: Ctrl-C is quiet from here on
+from data.files import write_json, write_text
+from lab.figures import QUESTIONS, RESULTS
+from lab.lab import three_bases
+
+CHAPTERS = Path(__file__).parent / "README.md"
+
+
+def answers() -> str:
+    """The list of questions that opens the chapters."""
+    rows = [line for line in CHAPTERS.read_text(encoding="utf-8").splitlines() if line.startswith("| [`")]
+    return "\n\n".join("{0}: {1}\n  {2}".format(*(cell.strip() for cell in row.split("|")[1:4])).replace("[`", "", 1)
+                       .replace(f"`](#{row.split('`')[1]})", "", 1) for row in rows)
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows as a table. A list of a difference and its error, or of values over bases, becomes one cell."""
+    columns = [column for column in rows[0] if column != "points"]
+
+    def cell(row, column):
+        value = row.get(column, "")
+        if column == "difference":
+            return f"{value[0]:+.1f} ± {value[1]:.1f}" if value else "–"
+        if isinstance(value, list):
+            return f"{statistics.mean(value):.1f}" + f" ± {statistics.stdev(value):.1f}" * (len(value) > 1)
+        return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", r"\|")
+
+    lines = [columns, ["---"] * len(columns)] + [[cell(row, column) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def main():
+    parser = command.parser(__doc__)
+    parser.add_argument("question", nargs="?", choices=QUESTIONS, metavar="Q", help=", ".join(QUESTIONS))
+    parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
+                        help="processes side by side")
+    args = parser.parse_args()
+    if not args.question:
+        return print(answers())
+    experiment = import_module(f"lab.{args.question}")
+    rows = experiment.run(three_bases(args.workers), args.workers)
+    write_json(RESULTS / f"{args.question}.json", rows)
+    write_text(RESULTS / f"{args.question}.svg", experiment.draw(rows))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    command.run(main, interrupted="what was made is kept, and the same command goes on")

@@ -1,0 +1,71 @@
+"""How does following come about in training? (Open question 14.)
+
+One run of each method, looked at after 1, 2, 4, ... of its steps: the grade of its answers, and the loss per token on
+128 of its own examples.
+
+Expected: response tuning and instruction tuning rise together over the first dozen steps, while the loss falls
+fastest: the form comes first. Then response tuning stands still, or falls, since nothing in its loss asks that a
+response should fit, and it learns its responses by heart; the table chose the fewest epochs for it. Instruction tuning
+goes on rising. Code rises late and less, chess never.
+Held against: the epochs that the paper chose on its validation set, 5 for response tuning and 15 for instruction tuning.
+"""
+from data.files import read_json, write_json
+from data.format import encode, encode_prompt
+from generate import generate
+from judge import log_likelihoods
+from lab.lab import LR, TOKEN_BUDGET, identity, kept, load, side_by_side
+from lab.svg import BLUE, GREEN, GREY, RED, Panel, plot
+from train import METHODS, n_scored, train
+
+COLORS = {"instruction": GREY, "response": BLUE, "mbpp": GREEN, "chess": RED}
+STEPS, EPOCHS = (1, 2, 4, 8, 16, 32, 64, 160), 10  # of a training set of 1,000; of 500 it takes 20 epochs
+
+
+def curve(base, method: str) -> list[dict]:
+    """A row for the untuned model and for each of STEPS: steps, loss per scored token, mean content and grade."""
+    def make(folder):
+        (model, tokenizer), tasks, rows, step = load(base.folder), base.tasks("eval"), [], 0
+        dialogues = base.dialogues(method)
+        examples = [encode(tokenizer, messages, 256, METHODS[method].blank) for messages in dialogues]
+        prompts = [encode_prompt(tokenizer, task.instruction) for task in tasks]
+
+        def look(line=None):
+            nonlocal step
+            if step in (0, *STEPS):
+                totals, _ = log_likelihoods(model, examples[:128])
+                ids = [row for i in range(0, len(prompts), 64)
+                       for row in generate(model, prompts[i : i + 64], tokenizer.eos_id, model.config.context)]
+                pairs = [base.world.grade(task, tokenizer.decode(row).strip()) for task, row in zip(tasks, ids)]
+                right, grade = (100 * sum(column) / len(pairs) for column in zip(*pairs))
+                loss = -totals.sum().item() / sum(map(n_scored, examples[:128]))
+                rows.append({"steps": step, "loss": loss, "right": right, "grade": grade})
+            step += 1
+
+        look()
+        train(model, examples, epochs=EPOCHS * (1000 // len(dialogues) if not base.most else 1), lr=LR, seed=base.seed,
+              token_budget=TOKEN_BUDGET, report=look)
+        write_json(folder / "curve.json", rows)
+
+    made = kept("curves", [identity(base.folder), method, base.seed, base.most, STEPS, EPOCHS], make)
+    return read_json(made / "curve.json", "remove its folder")
+
+
+def run(bases, workers) -> list[dict]:
+    found = side_by_side({(method, base.seed): (1, curve, base, method) for method in COLORS for base in bases}, workers)
+    rows = []
+    for method in COLORS:
+        for points in zip(*(found[method, base.seed] for base in bases)):
+            rows.append({"method": method, "steps": points[0]["steps"]}
+                        | {name: [round(point[name], 3) for point in points] for name in ("loss", "right", "grade")})
+    return rows
+
+
+def draw(rows) -> str:
+    def panel(title, column, most):
+        groups = [(method, color, [(max(row["steps"], 0.5), row[column]) for row in rows if row["method"] == method])
+                  for method, color in COLORS.items()]
+        marks = {max(row["steps"], 0.5): str(row["steps"]) for row in rows}
+        return Panel(title, groups, "steps", y_range=(0, most), log=True, x_marks=marks)
+
+    return plot("One run of each method, step by step", [
+        panel("Mean grade, %", "grade", 100), panel("Loss per scored token, nats", "loss", 5)])
