@@ -44,7 +44,7 @@ make TARGET [VARIABLE=value ...]
   rank        how often MODEL, A and B find the right response likelier than another text
   table       the paper's tables in vitro, 15 to 20 minutes
   sweep       win rates where pretraining answers more or less, about 26 minutes
-  lab         the questions that the paper leaves open, with answers; Q=tags runs one experiment, 3 to 15 minutes
+  lab         the questions that the paper leaves open; Q=tags answers one by experiment
   pretrain    make data/tiny again, or out/base-SEED of another world, about 20 minutes
   data        fetch the paper's datasets into data/paper
   bench       speed and memory on this machine
@@ -61,7 +61,6 @@ make TARGET [VARIABLE=value ...]
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL
-  Q=   one of similarity, tags, pairing, rephrasing, size, epochs, rules, bias, cross, greedy, weighting, ranking
   N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json
   PYTHON=$(PYTHON)   set up by the first command
 

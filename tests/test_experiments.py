@@ -3,22 +3,26 @@ import json
 import math
 from dataclasses import replace
 from importlib import import_module
-from types import SimpleNamespace
+from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY
 from test_figures import assert_legible
 
+from adapter import Adapter
 from data.files import write_text
-from data.format import PROMPT
+from data.format import IGNORE, PROMPT, encode
 from data.world import FAMILIES, World
 from generate import generate
 from judge import log_likelihoods
-from lab import lab
-from lab.__main__ import answers, markdown
+from lab import adapters, lab, pairing, rephrasing
+from lab.__main__ import markdown
 from lab.beam import beam_search
 from lab.figures import QUESTIONS
+from lab.likeness import likeness
+from lab.weighting import mean_of_means
 from model import Config, Llama
 
 
@@ -26,13 +30,14 @@ SMALLER = {  # what an experiment loops over
     "greedy": {"LONGEST": 6, "SAMPLES": 3}, "size": {"SIZES": (3, 10), "N_FAMILIES": (1, 13)},
     "cross": {"FAMILIES": FAMILIES[:3]}, "tags": {"FORMATS": {"user/assistant": PROMPT, "none": "{instruction}\n"}},
     "bias": {"RATES": {"LoRA, rank 1": (1e-3, 3e-3), "all weights": (1e-4,)}, "DECAYS": (1e-3,)},
-    "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}}, "ranking": {"STAGES": (0.5,), "pretrain": lambda config, *_: config.parent},
+    "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}},
+    "ranking": {"STAGES": (0.5,), "pretrain": lambda config, *_: config.parent},
 }
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Two random models of one small layer with a context of 112 tokens, and as many dialogues as there are families."""
+    """Two random models of one small layer with a context of 112 tokens; they take 13 dialogues."""
     made, config = [], replace(Config.from_json(TINY / "config.json"), hidden_size=16, intermediate_size=16, head_dim=8,
                                num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=112)
     for seed in (1, 2):
@@ -68,3 +73,139 @@ def test_an_experiment_runs_at_toy_size(question, bases, here, monkeypatch):
     assert_legible(experiment.draw(rows))
     lines = markdown(rows).splitlines()
     assert len(lines) == len(rows) + 2 and len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_summary_pairs_by_instruction_over_all_bases():
+    a, b = [[(1, 1.0), (1, 0.5)], [(0, 0.0), (1, 1.0)]], [[(0, 0.0), (1, 0.5)], [(0, 0.0), (1, 0.0)]]
+    row = lab.summary(a, b)
+    assert row["right"] == [100, 50] and row["grade"] == [75, 50]
+    mean, error = row["difference"]  # of 100, 0, 0, 100
+    assert mean == 50 and error == pytest.approx(math.sqrt(10000 / 3) / 2, abs=0.01)
+    assert "difference" not in lab.summary(a)
+
+
+def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases):
+    made = []
+
+    def make(folder, seed, dialogues, epochs):
+        made.append((seed, epochs))
+        return folder
+
+    def on(epochs, **asking):
+        return lambda base: asking | ({"make": lab.partial(make, dialogues=[[]], epochs=epochs)} if epochs else {})
+
+    found = lab.graded(bases, {"a": on(1), "b": on(1, rules=("eos",)), "c": on(2), "base": on(None)}, 1)
+    assert sorted(made) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [len(pairs) for pairs in found["b"]] == [len(FAMILIES)] * 2 and found["a"] == found["base"] == found["c"]
+
+
+def test_rank_correlation_with_ties():
+    assert lab.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
+    assert lab.spearman([1, 2, 2, 3], [3, 2, 2, 1]) == pytest.approx(-1)
+    assert lab.spearman([1, 2, 3], [5, 5, 5]) == 0
+
+
+def test_beam_search_finds_the_likeliest_ended_text():
+    """Against every text of at most two tokens and EOS, of a model of five."""
+    config = Config(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                    max_position_embeddings=16, eos_token_id=0, tie_word_embeddings=True)
+    for seed in range(5):
+        model = Llama(config).init_weights(torch.Generator().manual_seed(seed)).eval()
+        for weight in model.parameters():
+            weight.data.mul_(8)
+        texts = [list(text) for n in range(3) for text in product(range(1, 5), repeat=n)]
+        prompt = [2, 3]
+        totals, _ = log_likelihoods(model, [(prompt + text + [0], [-100, -100, *text, 0]) for text in texts])
+        assert beam_search(model, prompt, 0, longest=3, width=64) == texts[totals.argmax()]
+        assert beam_search(model, prompt, 7, 3, width=1) == generate(model, [prompt], 7, 3)[0]  # ends never: greedy
+
+
+def test_lora_begins_as_the_base_and_changes_each_matrix_by_its_rank(here, bases):
+    base = bases[0]
+    model, tokenizer = lab.load(base.folder)
+    ids = torch.tensor([tokenizer.encode("What does the otter eat?").ids])
+    before = model(ids)
+    n = adapters.trainable(model, "LoRA, rank 2")
+    shapes = [module.weight.shape for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
+    assert n == sum(2 * (rows + columns) for rows, columns in shapes) and len(shapes) == 7
+    assert torch.equal(model(ids), before)
+    dialogues = [lab.dialogue(task.instruction, task.response) for task in base.examples()]
+    made = adapters.adapt(base.folder, dialogues, 3, 1, "LoRA, rank 2", 1e-1)
+    old, new = (lab.load(folder)[0].state_dict() for folder in (base.folder, made))
+    for name, weight in old.items():
+        change = (new[name] - weight).double()
+        if "proj" in name:
+            values = torch.linalg.svdvals(change)
+            assert values[0] > 0.01 and values[2:].max() < 0.02 * values[0]  # what bf16 rounds off
+        else:
+            assert not change.any()
+
+
+def test_fitted_rules_are_the_likeliest(here, bases):
+    """The loss of the responses under base and Adapter, computed step by step: any change of a number raises it."""
+    base, decay = bases[0], 1e-3
+    dialogues = [lab.dialogue(task.instruction, task.response) for task in base.examples()]
+    fitted = adapters.fit_rules(base.folder, dialogues, True, decay)
+    model, tokenizer = lab.load(base.folder)
+
+    @torch.no_grad()
+    def loss(**change):
+        numbers, losses = fitted | change, []
+        adapter = Adapter(tokenizer, model.config.vocab_size)
+        for name, value in numbers.items():
+            setattr(adapter, name, torch.tensor(value) if name == "token_shift" else value)
+        for messages in dialogues:
+            ids, labels = encode(tokenizer, messages, model.config.context, blank=True)
+            seen, n = adapter.seen_at_first([[]]), 0
+            for t, label in enumerate(labels):
+                if label != IGNORE:
+                    scores = model(torch.tensor([ids[:t]]))[:, -1] + adapter.scores(seen, n)
+                    losses.append(-scores.log_softmax(-1)[0, label])
+                    seen[0, label], n = True, n + 1
+        return (sum(losses) / len(losses)).item() + decay * sum(shift**2 for shift in numbers["token_shift"])
+
+    least = loss()
+    for name in ("eos_slope", "repeat_penalty"):
+        assert loss(**{name: fitted[name] + 0.3}) > least < loss(**{name: fitted[name] - 0.3})
+    shift = fitted["token_shift"]
+    for i in (tokenizer.eos_id, tokenizer.encode(" the").ids[0]):
+        for step in (0.5, -0.5):
+            assert loss(token_shift=[*shift[:i], shift[i] + step, *shift[i + 1 :]]) > least
+    assert least < loss(eos_slope=0.0, repeat_penalty=0.0, token_shift=[0.0] * len(shift))
+
+
+def test_the_authors_loss_weighs_every_example_the_same(bases):
+    model, tokenizer = lab.load(bases[0].folder)
+    examples = [encode(tokenizer, lab.dialogue(task.instruction, task.response), 112) for task in bases[0].examples(6)]
+    total = mean_of_means(model, examples, 0)
+    gradient = model.model.embed_tokens.weight.grad.clone()
+    model.zero_grad()
+    means = [F.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(labels[1:])) for ids, labels in examples]
+    (sum(means) / len(means)).backward()
+    assert total.item() == pytest.approx((sum(means) / len(means)).item(), abs=1e-5)
+    assert torch.allclose(gradient, model.model.embed_tokens.weight.grad, atol=1e-6)
+
+
+def test_every_form_of_a_response_holds_what_was_asked(bases):
+    for base in bases:
+        for task in World(seed=base.seed).evaluation_sets()["eval"]:
+            for form in rephrasing.FORMS.values():
+                assert base.world.grade(task, form(base, task))[0] == 1, (task, form(base, task))
+    capital = replace(task, family="capital", subject="Povor", response="The capital of Povor is Lobrim, and so on.")
+    assert rephrasing.without_restating(base, capital) == "It is Lobrim, and so on."
+
+
+def test_instructions_are_shuffled_within_their_family_or_over_all(bases):
+    tasks = replace(bases[0], most=None).examples(260)
+    own, family, among_all = (pairing.instructions(tasks, among, 1) for among in (None, "family", "all"))
+    assert own == [task.instruction for task in tasks]
+    assert sorted(own) == sorted(family) == sorted(among_all) and family != own
+    of = {task.instruction: task.family for task in tasks}
+    assert [of[asked] for asked in family] == [task.family for task in tasks]
+    assert sum(of[asked] == task.family for asked, task in zip(among_all, tasks)) < 60  # of 260, 20 by chance
+
+
+def test_a_text_is_most_like_itself(bases):
+    texts = ["What does the otter eat?", "Write a poem about rain.", "def add_2(x):"]
+    same, other = likeness(bases[0], texts, texts[:1], texts[2:], centre=texts)
+    assert same[0] == pytest.approx(1, abs=1e-5) and same.argmax() == 0 and other.argmax() == 2

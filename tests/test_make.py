@@ -59,10 +59,10 @@ def test_make_alone_is_help(project):
     assert text == project.make("help").stdout
     lines = [line for line in text.splitlines() if "PYTHON=" not in line]
     assert len(lines) <= 30 and all(len(line) <= 90 for line in lines)
-    assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "test",
-                                             "assignment", "grade"))
+    assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "lab",
+                                             "test", "assignment", "grade"))
     assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON",
-                                             "N", "SUBMISSION", "SOLUTION", "RESULTS"))
+                                             "N", "SUBMISSION", "SOLUTION", "RESULTS", "Q"))
     assert "METHOD=response" in text and "OUT=out/response" in text and ".venv/bin/python train.py" in text
 
 
@@ -73,6 +73,11 @@ def test_the_defaults_of_train(project):
     assert show == ["generate.py", "--model", "data/tiny", "out/response",
                     "--input", "data/world/eval.jsonl", "--limit", "9", "--max-new-tokens", "40"]
     assert after("--out", project.commands("train", "METHOD=chess")[0]) == "out/chess"
+
+
+def test_the_laboratory_lists_its_questions_or_runs_one(project):
+    assert project.commands("lab") == [["tests/lab"]]
+    assert project.commands("lab", "Q=tags") == [["tests/lab", "tags"]]
 
 
 @pytest.mark.parametrize("value", [STRANGE, "a  path with spaces", "two\nlines"])

@@ -29,7 +29,7 @@ def trainable(model, kind: str) -> int:
     if kind == "one layer":
         model.model.layers[len(model.model.layers) // 2].requires_grad_(True)
     if kind.startswith("LoRA"):
-        for matrix in [module for layer in model.model.layers for module in layer.modules() if isinstance(module, nn.Linear)]:
+        for matrix in [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]:
             parametrize.register_parametrization(matrix, "weight", LoRA(matrix.weight, int(kind.split()[-1])))
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 

@@ -7,7 +7,7 @@ Expected: response tuning and instruction tuning rise together over the first do
 fastest: the form comes first. Then response tuning stands still, or falls, since nothing in its loss asks that a
 response should fit, and it learns its responses by heart; the table chose the fewest epochs for it. Instruction tuning
 goes on rising. Code rises late and less, chess never.
-Held against: the epochs that the paper chose on its validation set, 5 for response tuning and 15 for instruction tuning.
+Held against: the epochs that the paper chose on its validation set, 5 for response tuning, 15 for instruction tuning.
 """
 from data.files import read_json, write_json
 from data.format import encode, encode_prompt
@@ -51,8 +51,8 @@ def curve(base, method: str) -> list[dict]:
 
 
 def run(bases, workers) -> list[dict]:
-    found = side_by_side({(method, base.seed): (1, curve, base, method) for method in COLORS for base in bases}, workers)
-    rows = []
+    jobs = {(method, base.seed): (1, curve, base, method) for method in COLORS for base in bases}
+    found, rows = side_by_side(jobs, workers), []
     for method in COLORS:
         for points in zip(*(found[method, base.seed] for base in bases)):
             rows.append({"method": method, "steps": points[0]["steps"]}

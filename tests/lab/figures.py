@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from data.files import read_json, write_text
 from data.format import IGNORE, Tokenizer, encode
-from lab.svg import (BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, SKY, WIDTH, Panel, bars, legend, plot, rect, svg,
-                     text)
+from lab.svg import (
+    BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, SKY, WIDTH, Panel, bars, legend, plot, rect, svg, text)
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = ["similarity", "tags", "pairing", "rephrasing", "size", "epochs", "rules", "bias", "cross", "greedy",
@@ -41,8 +41,8 @@ def table_figure(results: list[dict]) -> str:
         if not row["penalise_prompt"] and row["llama"] != "50":
             rates = [statistics.mean(result["rows"][i]["win_rates"]) for result in results]
             rows.append((row["words"], [[float(row["llama"].split()[0])], rates]))
-    return bars("Win rate against instruction tuning, %", [("Llama-2-7B, the paper", GREY), (f"in vitro, {bases}", ORANGE)],
-                rows, most=52, mark=50)
+    series = [("Llama-2-7B, the paper", GREY), (f"in vitro, {bases}", ORANGE)]
+    return bars("Win rate against instruction tuning, %", series, rows, most=52, mark=50)
 
 
 def dose_figure(results: list[dict]) -> str:

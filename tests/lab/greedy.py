@@ -76,5 +76,6 @@ def run(bases, workers) -> list[dict]:
 
 def draw(rows) -> str:
     right = {(row["model"], row["decoding"]): row["right"] for row in rows}
-    return bars("Right answers under different ways of decoding, %", [(name, color) for name, (color, _) in MODELS.items()],
+    series = [(name, color) for name, (color, _) in MODELS.items()]
+    return bars("Right answers under different ways of decoding, %", series,
                 [(way, [right[name, way] for name in MODELS]) for way in WAYS])

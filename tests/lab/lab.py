@@ -192,20 +192,19 @@ def graded(bases: list[Base], conditions: dict, workers: int, questions: tuple =
     Where the model is not the base itself but made of it, "make" is among them, for example
     partial(tune, dialogues=..., epochs=...), which is called with the base's folder and seed.
     """
-    asked, models, makers = {}, {}, {}
+    asked, makers = {}, {}  # two conditions may ask the same model, which is made once, before any is asked
     for name, condition in conditions.items():
         for base in bases:
-            asking = dict(condition(base))
+            asking, key = dict(condition(base)), None
             if make := asking.pop("make", None):
-                models[name, base.seed] = key = digest([base.seed, make.func.__name__, make.keywords])
-                cost = make.keywords.get("epochs", 1) * len(make.keywords.get("dialogues", ()))
-                makers.setdefault(key, (cost or 1, partial(make, base.folder, seed=base.seed)))
-            asked[name, base.seed] = base, asking
-    made = side_by_side({f"model {i}": call for i, call in enumerate(makers.values(), 1)}, workers)
+                key = digest([base.seed, make.func.__name__, make.keywords])
+                cost = make.keywords["epochs"] * len(make.keywords["dialogues"])
+                makers.setdefault(key, ((name, base.seed), (cost, partial(make, base.folder, seed=base.seed))))
+            asked[name, base.seed] = base, key, asking
+    made = side_by_side(dict(makers.values()), workers)
     folders = dict(zip(makers, made.values()))
-    grades = side_by_side({(name, seed): (1, partial(grades_of, base, folders.get(models.get((name, seed)), base.folder),
-                                                     questions, **asking))
-                           for (name, seed), (base, asking) in asked.items()}, workers)
+    grades = side_by_side({at: (1, partial(grades_of, base, folders.get(key, base.folder), questions, **asking))
+                           for at, (base, key, asking) in asked.items()}, workers)
     return {name: [grades[name, base.seed] for base in bases] for name in conditions}
 
 

@@ -53,7 +53,8 @@ def run(bases, workers) -> list[dict]:
             for row in rows_of(block, {name: found[name] for name in names}, everything)]
     cost = {row["rules"]: row["difference"][0] for row in rows if row["block"] == "one part left out"}
     order = sorted(whole, key=lambda part: cost[f"without {part!r}"])
-    growing = {f"{n}: " + "and " * (n > 1) + repr(order[n - 1]): condition(**parts(order[:n])) for n in range(1, min(8, len(order)) + 1)}
+    growing = {f"{n}: " + "and " * (n > 1) + repr(part): condition(**parts(order[:n]))
+               for n, part in enumerate(order[:8], 1)}
     return rows + rows_of("put together, the costliest first", graded(bases, growing, workers), everything)
 
 

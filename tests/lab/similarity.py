@@ -1,9 +1,9 @@
 """Do only instructions like those of the finetuning task get its style? (Section 5.2.)
 
 Maths- and poem-tuned models answer instructions that are more or less like their task's. x: the mean cosine similarity
-of an instruction to the task's instructions; y: that of the response to the task's responses minus to broad ones. Texts
-are embedded by the base: the mean of the last layer's hidden states, centred on the broad set's. Llama's blocks on three
-bases, and OLMo's (weightless norms, clipped queries, keys and values) on one that is pretrained for this.
+of an instruction to the task's instructions; y: that of the response to the task's responses minus to broad ones (see
+likeness.py). Llama's blocks on three bases, and OLMo's (weightless norms, clipped queries, keys and values) on one that
+is pretrained for this.
 
 Expected: y rises steeply near the right end of x and is flat elsewhere, as in the paper: a narrow task rules its own
 kind alone. But the habit of ending goes further: most maths-tuned answers end in "#### ", whatever was asked, as nearly
@@ -16,29 +16,12 @@ import torch
 
 from data.files import read_json, write_json, write_text
 from data.world import World
-from lab.lab import (DOCUMENTS, Base, ask, dialogue, identity, kept, load, pretrain, side_by_side, spearman, tune)
+from lab.lab import DOCUMENTS, Base, ask, dialogue, identity, kept, pretrain, side_by_side, spearman, tune
+from lab.likeness import likeness
 from lab.svg import BLUE, ORANGE, Panel, plot
 from model import Config
 
 TASKS = {"gsm": ("maths", 10), "poetry": ("poems", 5)}  # words, epochs
-
-
-@torch.inference_mode()
-def embed(base, texts: list[str]):
-    """The mean hidden state of each text, (N, C)."""
-    model, tokenizer = load(base.folder)
-    return torch.cat([model.hidden(torch.tensor([tokenizer.start + tokenizer.encode(text or "\n").ids[:200]])).mean(1)
-                      for text in texts])
-
-
-def likeness(base, texts, *groups, centre):
-    """The mean cosine similarity of each text to the texts of each group, (N,) for each."""
-    middle = embed(base, centre).mean(0)
-
-    def unit(some):
-        return torch.nn.functional.normalize(embed(base, some) - middle, dim=-1)
-
-    return [(unit(texts) @ unit(group).T).mean(1) for group in groups]
 
 
 def styled(task: str, answer: str) -> bool:
@@ -80,10 +63,9 @@ def run(bases, workers) -> list[dict]:
     found = side_by_side({(blocks, task, base.seed): (1, looked_at, base, task) for blocks, some in groups.items()
                           for task in TASKS for base in some}, workers)
     for (blocks, task, seed), seen in found.items():
+        fifths = ("style, % of the likest fifth", "second", "third", "fourth", "unlikest")
         rows.append({"blocks": blocks, "tuned on": TASKS[task][0], "base": seed, "rank correlation": seen["correlation"],
-                     "style, % of the likest fifth": seen["style"][0], "second": seen["style"][1],
-                     "third": seen["style"][2], "fourth": seen["style"][3], "unlikest": seen["style"][4],
-                     "points": seen["points"]})
+                     **dict(zip(fifths, seen["style"])), "points": seen["points"]})
     return rows
 
 

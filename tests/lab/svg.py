@@ -60,7 +60,7 @@ def legend(x, y, named: list[tuple[str, str]], right=WIDTH - 14) -> tuple[list[s
     """(parts, the y below them) of words with their colours, on as many lines as they need."""
     parts, at = [], x
     for words, color in named:
-        width = 24 + LETTER * len(words)
+        width = 30 + LETTER * len(words)
         if at + width > right and at > x:
             at, y = x, y + 18
         parts += [rect(at, y, 10, 10, color), text(at + 14, y + 9, words)]
@@ -82,7 +82,8 @@ def bars(title: str, series: list[tuple[str, str]], rows: list[tuple[str, list]]
         return left + (right - left) * min(max(value / most, 0), 1)
 
     for tick in ticks(0, most):
-        parts += [line([(x(tick), top), (x(tick), bottom)], PALE), text(x(tick), bottom + 17, f"{tick:g}", GREY, "middle")]
+        parts += [line([(x(tick), top), (x(tick), bottom)], PALE),
+                  text(x(tick), bottom + 17, f"{tick:g}", GREY, "middle")]
     if mark is not None:
         parts.append(line([(x(mark), top), (x(mark), bottom)], INK, dashes="4 3"))
     for i, (words, values) in enumerate(rows):

@@ -1,7 +1,8 @@
 """Does it matter whether every token or every example weighs the same in a step? And which reading of rule 3 is used?
 
 The authors' code averages the loss of each example, then over examples; the loss of train.py averages over all tokens
-of a step, so that long responses weigh more. Their rule 3 penalises the prompt's tokens, too; the paper's text does not.
+of a step, so that long responses weigh more. Their rule 3 penalises the prompt's tokens, too; that of the paper's text
+does not.
 
 Expected: the weights matter little here, less than a point or two: responses differ in length by a factor of six, but
 what must be learned (answer, then stop) stands in all of them. Where they differ, weighing examples helps families of
