@@ -42,7 +42,7 @@ make TARGET [VARIABLE=value ...]
   eval        answer the eval set with MODEL, under RULES, and grade the answers
   judge       compare A's answers, under RULES, with B's, under none
   rank        how often MODEL, A and B find the right response likelier than another text
-  table       the paper's tables in vitro, 15 to 20 minutes
+  table       the paper's tables in vitro, about 15 minutes
   sweep       win rates where pretraining answers more or less, about 26 minutes
   lab         the questions that the paper leaves open; Q=tags answers one by experiment
   pretrain    make data/tiny again, or out/base-SEED of another world, about 20 minutes
