@@ -2,6 +2,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from itertools import product
 
@@ -17,7 +18,7 @@ from data.format import IGNORE, PROMPT, encode
 from data.world import FAMILIES, World
 from generate import generate
 from judge import log_likelihoods
-from lab import adapters, lab, pairing, rephrasing
+from lab import adapters, compare, lab, pairing, rephrasing
 from lab.__main__ import markdown
 from lab.beam import beam_search
 from lab.figures import QUESTIONS
@@ -46,7 +47,7 @@ def bases(tmp_path_factory):
             each.mkdir(exist_ok=True)
             Llama(config).init_weights(torch.Generator().manual_seed(seed)).save_pretrained(each)
             write_text(each / "tokenizer.json", (TINY / "tokenizer.json").read_text(encoding="utf-8"))
-        made.append(lab.Base(folder, World(seed=seed), seed, most=len(FAMILIES)))
+        made.append(compare.Base(folder, World(seed=seed), seed, most=len(FAMILIES)))
     return made
 
 
@@ -55,9 +56,7 @@ def here(monkeypatch, tmp_path):
     """Jobs run in this process, and what they make is forgotten."""
     monkeypatch.setattr(lab, "KEPT", tmp_path / "kept")
     one_by_one = lambda jobs, workers: {name: call(*rest) for name, (_, call, *rest) in jobs.items()}  # noqa: E731
-    monkeypatch.setattr(lab, "side_by_side", one_by_one)
-    for question in QUESTIONS:
-        experiment = import_module(f"lab.{question}")
+    for experiment in [compare, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
         if hasattr(experiment, "side_by_side"):
             monkeypatch.setattr(experiment, "side_by_side", one_by_one)
 
@@ -77,11 +76,11 @@ def test_an_experiment_runs_at_toy_size(question, bases, here, monkeypatch):
 
 def test_a_summary_pairs_by_instruction_over_all_bases():
     a, b = [[(1, 1.0), (1, 0.5)], [(0, 0.0), (1, 1.0)]], [[(0, 0.0), (1, 0.5)], [(0, 0.0), (1, 0.0)]]
-    row = lab.summary(a, b)
+    row = compare.summary(a, b)
     assert row["right"] == [100, 50] and row["grade"] == [75, 50]
     mean, error = row["difference"]  # of 100, 0, 0, 100
     assert mean == 50 and error == pytest.approx(math.sqrt(10000 / 3) / 2, abs=0.01)
-    assert "difference" not in lab.summary(a)
+    assert "difference" not in compare.summary(a)
 
 
 def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases):
@@ -92,17 +91,17 @@ def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases):
         return folder
 
     def on(epochs, **asking):
-        return lambda base: asking | ({"make": lab.partial(make, dialogues=[[]], epochs=epochs)} if epochs else {})
+        return lambda base: asking | ({"make": partial(make, dialogues=[[]], epochs=epochs)} if epochs else {})
 
-    found = lab.graded(bases, {"a": on(1), "b": on(1, rules=("eos",)), "c": on(2), "base": on(None)}, 1)
+    found = compare.graded(bases, {"a": on(1), "b": on(1, rules=("eos",)), "c": on(2), "base": on(None)}, 1)
     assert sorted(made) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert [len(pairs) for pairs in found["b"]] == [len(FAMILIES)] * 2 and found["a"] == found["base"] == found["c"]
 
 
 def test_rank_correlation_with_ties():
-    assert lab.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
-    assert lab.spearman([1, 2, 2, 3], [3, 2, 2, 1]) == pytest.approx(-1)
-    assert lab.spearman([1, 2, 3], [5, 5, 5]) == 0
+    assert compare.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
+    assert compare.spearman([1, 2, 2, 3], [3, 2, 2, 1]) == pytest.approx(-1)
+    assert compare.spearman([1, 2, 3], [5, 5, 5]) == 0
 
 
 def test_beam_search_finds_the_likeliest_ended_text():
@@ -129,7 +128,7 @@ def test_lora_begins_as_the_base_and_changes_each_matrix_by_its_rank(here, bases
     shapes = [module.weight.shape for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
     assert n == sum(2 * (rows + columns) for rows, columns in shapes) and len(shapes) == 7
     assert torch.equal(model(ids), before)
-    dialogues = [lab.dialogue(task.instruction, task.response) for task in base.examples()]
+    dialogues = [compare.dialogue(task.instruction, task.response) for task in base.examples()]
     made = adapters.adapt(base.folder, dialogues, 3, 1, "LoRA, rank 2", 1e-1)
     old, new = (lab.load(folder)[0].state_dict() for folder in (base.folder, made))
     for name, weight in old.items():
@@ -144,7 +143,7 @@ def test_lora_begins_as_the_base_and_changes_each_matrix_by_its_rank(here, bases
 def test_fitted_rules_are_the_likeliest(here, bases):
     """The loss of the responses under base and Adapter, computed step by step: any change of a number raises it."""
     base, decay = bases[0], 1e-3
-    dialogues = [lab.dialogue(task.instruction, task.response) for task in base.examples()]
+    dialogues = [compare.dialogue(task.instruction, task.response) for task in base.examples()]
     fitted = adapters.fit_rules(base.folder, dialogues, True, decay)
     model, tokenizer = lab.load(base.folder)
 
@@ -176,7 +175,7 @@ def test_fitted_rules_are_the_likeliest(here, bases):
 
 def test_the_authors_loss_weighs_every_example_the_same(bases):
     model, tokenizer = lab.load(bases[0].folder)
-    examples = [encode(tokenizer, lab.dialogue(task.instruction, task.response), 112) for task in bases[0].examples(6)]
+    examples = [encode(tokenizer, compare.dialogue(task.instruction, task.response), 112) for task in bases[0].examples(6)]
     total = mean_of_means(model, examples, 0)
     gradient = model.model.embed_tokens.weight.grad.clone()
     model.zero_grad()

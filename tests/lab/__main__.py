@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent.parent.parent), str(Path(__file__).parent.parent)]
 from data import command  # first: Ctrl-C is quiet from here on
 from data.files import write_json, write_text
+from lab.compare import three_bases
 from lab.figures import QUESTIONS, RESULTS
-from lab.lab import three_bases
 
 CHAPTERS = Path(__file__).parent / "README.md"
 

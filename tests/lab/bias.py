@@ -18,7 +18,8 @@ from functools import partial
 from data.format import encode_document
 from judge import log_likelihoods
 from lab.adapters import adapt, fit_rules, trainable
-from lab.lab import dialogue, graded, load, side_by_side, summary
+from lab.compare import dialogue, graded, summary
+from lab.lab import load, side_by_side
 from lab.svg import BLUE, GREY, Panel, plot
 from train import n_scored
 

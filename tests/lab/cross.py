@@ -13,7 +13,8 @@ import statistics
 from functools import partial
 
 from data.world import FAMILIES, NOVEL
-from lab.lab import dialogue, graded, tune
+from lab.compare import dialogue, graded
+from lab.lab import tune
 from lab.svg import heat
 
 

@@ -16,7 +16,8 @@ from data.format import encode_prompt
 from generate import generate
 from judge import log_likelihoods
 from lab.beam import beam_search
-from lab.lab import dialogue, identity, kept, load, side_by_side, summary, tune
+from lab.compare import dialogue, summary
+from lab.lab import identity, kept, load, side_by_side, tune
 from lab.svg import BLACK, BLUE, GREY, bars
 
 LONGEST, SAMPLES = 60, 16

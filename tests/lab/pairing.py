@@ -12,7 +12,8 @@ Held against: nothing published; the paper has the script and no result.
 import random
 from functools import partial
 
-from lab.lab import dialogue, graded, summary, tune
+from lab.compare import dialogue, graded, summary
+from lab.lab import tune
 from lab.svg import BLUE, bars
 
 PAIRINGS = {"its own": None, "none (response tuning)": None, "another of the family": "family", "any other": "all"}

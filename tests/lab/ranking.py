@@ -14,7 +14,8 @@ from functools import partial
 
 from data.files import read_json, write_json
 from judge import others_of, rank_responses
-from lab.lab import (DOCUMENTS, STAGES, dialogue, graded, identity, kept, load, pretrain, side_by_side, spearman, tune)
+from lab.compare import dialogue, graded, spearman
+from lab.lab import DOCUMENTS, STAGES, identity, kept, load, pretrain, side_by_side, tune
 from lab.svg import BLUE, ORANGE, Panel, plot
 
 

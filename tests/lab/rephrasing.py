@@ -12,7 +12,8 @@ Held against: 43.3 with and 43.3 ± 5.3 without restatement (OLMo-7B: 43.7).
 import re
 from functools import partial
 
-from lab.lab import dialogue, graded, summary, tune
+from lab.compare import dialogue, graded, summary
+from lab.lab import tune
 from lab.svg import BLUE, GREY, bars
 
 FACTS = ["capital", "river", "animal", "flag", "dish", "trade"]

@@ -16,7 +16,8 @@ import torch
 
 from data.files import read_json, write_json, write_text
 from data.world import World
-from lab.lab import DOCUMENTS, Base, ask, dialogue, identity, kept, pretrain, side_by_side, spearman, tune
+from lab.compare import Base, dialogue, spearman
+from lab.lab import DOCUMENTS, ask, identity, kept, pretrain, side_by_side, tune
 from lab.likeness import likeness
 from lab.svg import BLUE, ORANGE, Panel, plot
 from model import Config

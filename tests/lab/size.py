@@ -13,7 +13,8 @@ import random
 from functools import partial
 
 from data.world import FAMILIES
-from lab.lab import dialogue, graded, summary, tune
+from lab.compare import dialogue, graded, summary
+from lab.lab import tune
 from lab.svg import BLUE, GREY, ORANGE, Panel, plot
 
 SIZES, N_FAMILIES = (3, 10, 30, 100, 300, 1000), (1, 2, 4, 8, 13)

@@ -11,7 +11,8 @@ Held against: 43.3 to 41.8 points of win rate.
 from functools import partial
 
 from data.format import PROMPT
-from lab.lab import dialogue, graded, summary, tune
+from lab.compare import dialogue, graded, summary
+from lab.lab import tune
 from lab.svg import heat
 
 FORMATS = {

@@ -16,7 +16,8 @@ from itertools import groupby
 import torch
 
 from data.format import encode
-from lab.lab import LR, dialogue, graded, identity, kept, load, save_tuned, summary, tune
+from lab.compare import dialogue, graded, summary
+from lab.lab import LR, identity, kept, load, save_tuned, tune
 from lab.svg import BLUE, GREY, bars
 from train import collate, n_scored, summed_loss, train
 
