@@ -1,10 +1,10 @@
 """Is it greedy decoding alone that hides the answers? (Section 4.2's explanation of why so little is enough.)
 
 Base, response-tuned and instruction-tuned model, each decoded greedily, by beam search (5 beginnings), by sampling, and
-by the likeliest of 16 samples, in total or per token. No answer is longer than 60 tokens here.
+by the likeliest of 8 samples, in total or per token. No answer is longer than 60 tokens here.
 
 Expected: the base's answers stay hidden under every way that looks for likely texts. Beam search finds short questions
-back, the likeliest sample too. Sampling answers about as often as the family's dose, some 8 %, and one of 16 samples is
+back, the likeliest sample too. Sampling answers about as often as the family's dose, some 8 %, and one of 8 samples is
 right in half of the cases: the answers are there, as a small part of the distribution. Per token, long likely answers
 gain. For the tuned models greedy decoding and beam search are alike, and sampling is worse.
 Held against: the paper decodes greedily alone; its base ranks the right response above another one's in 80.4 %.
@@ -20,9 +20,9 @@ from lab.compare import dialogue, summary
 from lab.lab import identity, kept, load, side_by_side, tune
 from lab.svg import BLACK, BLUE, GREY, bars
 
-LONGEST, SAMPLES = 60, 16
+LONGEST, SAMPLES = 60, 8
 MODELS = {"base": (BLACK, None), "response tuning": (BLUE, 2), "instruction tuning": (GREY, 5)}  # colour, epochs
-WAYS = ["greedy", "beam search", "one sample", "likeliest sample", "likeliest sample, per token", "best of 16 samples"]
+WAYS = ["greedy", "beam search", "one sample", "likeliest sample", "likeliest sample, per token", "best of 8 samples"]
 
 
 def decoded(base, epochs: int | None) -> dict:
@@ -54,7 +54,7 @@ def decoded(base, epochs: int | None) -> dict:
         for way, scores in (("likeliest sample", total), ("likeliest sample, per token", mean)):
             found[way] = graded([row[i] for row, i in zip(rows, scores.argmax(1).tolist())])
         every = [graded([row[i] for row in rows]) for i in range(SAMPLES)]
-        found["best of 16 samples"] = [max(some) for some in zip(*every)]  # as the answer key sees it
+        found["best of 8 samples"] = [max(some) for some in zip(*every)]  # as the answer key sees it
         right = [tokenizer.encode(task.response).ids for task in tasks]
         likelier = likelihoods(prompts, right)[0] > likelihoods(prompts, greedy)[0]
         write_json(folder / "decoded.json", found | {"likelier": 100 * likelier.float().mean().item()})
