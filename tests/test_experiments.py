@@ -19,9 +19,9 @@ from data.world import FAMILIES, World
 from generate import generate
 from judge import log_likelihoods
 from lab import adapters, compare, lab, pairing, rephrasing
-from lab.__main__ import markdown
+from lab.__main__ import CHAPTERS, answers, markdown
 from lab.beam import beam_search
-from lab.figures import QUESTIONS
+from lab.figures import QUESTIONS, RESULTS
 from lab.likeness import likeness
 from lab.weighting import mean_of_means
 from model import Config, Llama
@@ -72,6 +72,15 @@ def test_an_experiment_runs_at_toy_size(question, bases, here, monkeypatch):
     assert_legible(experiment.draw(rows))
     lines = markdown(rows).splitlines()
     assert len(lines) == len(rows) + 2 and len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+
+
+def test_every_question_has_its_results_and_its_chapter():
+    chapters = CHAPTERS.read_text(encoding="utf-8")
+    for question in QUESTIONS:
+        assert (RESULTS / f"{question}.json").exists()
+        assert f"\n## {question}\n" in chapters and f"](results/{question}.svg)" in chapters
+        assert f"\n{question}: " in "\n" + answers()
+    assert len(answers().split("\n\n")) == len(QUESTIONS) and "[`" not in answers()
 
 
 def test_a_summary_pairs_by_instruction_over_all_bases():

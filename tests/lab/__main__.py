@@ -22,10 +22,9 @@ CHAPTERS = Path(__file__).parent / "README.md"
 
 
 def answers() -> str:
-    """The list of questions that opens the chapters."""
-    rows = [line for line in CHAPTERS.read_text(encoding="utf-8").splitlines() if line.startswith("| [`")]
-    return "\n\n".join("{0}: {1}\n  {2}".format(*(cell.strip() for cell in row.split("|")[1:4])).replace("[`", "", 1)
-                       .replace(f"`](#{row.split('`')[1]})", "", 1) for row in rows)
+    """The questions with their answers, from the table that opens the chapters: | [`tags`](#tags) | question | answer |"""
+    rows = [line.split("|")[1:4] for line in CHAPTERS.read_text(encoding="utf-8").splitlines() if line.startswith("| [`")]
+    return "\n\n".join(f"{name.split('`')[1]}: {question.strip()}\n  {answer.strip()}" for name, question, answer in rows)
 
 
 def markdown(rows: list[dict]) -> str:

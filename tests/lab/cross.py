@@ -43,5 +43,5 @@ def run(bases, workers) -> list[dict]:
 def draw(rows) -> str:
     asked = [*FAMILIES, *NOVEL]
     return heat("Tuned on one family, asked another: mean grade, % (mean of the bases)",
-                [row["trained on"] for row in rows], [name[:6] for name in asked],
+                [row["trained on"] for row in rows], asked,
                 [[statistics.mean(row[name]) for name in asked] for row in rows], "trained on", "asked")

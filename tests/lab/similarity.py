@@ -65,8 +65,9 @@ def run(bases, workers) -> list[dict]:
                           for task in TASKS for base in some}, workers)
     for (blocks, task, seed), seen in found.items():
         fifths = ("style, % of the likest fifth", "second", "third", "fourth", "unlikest")
-        rows.append({"blocks": blocks, "tuned on": TASKS[task][0], "base": seed, "rank correlation": seen["correlation"],
-                     **dict(zip(fifths, seen["style"])), "points": seen["points"]})
+        rows.append({"blocks": blocks, "tuned on": TASKS[task][0], "base": seed,
+                     "rank correlation": seen["correlation"], **dict(zip(fifths, seen["style"])),
+                     "points": seen["points"]})
     return rows
 
 

@@ -180,12 +180,14 @@ def ticks(low: float, up: float) -> list[float]:
 def heat(title: str, rows: list[str], columns: list[str], values: list[list[float]], of_rows: str = "",
          of_columns: str = "") -> str:
     """A table of cells from 0 (white) to 100 (blue), each with its value. of_rows, of_columns: what they are."""
-    left, top = 30 + LETTER * max(map(len, [*rows, of_rows])), 76
-    wide, high = (WIDTH - 14 - left) / len(columns), 24
+    left, high = 30 + LETTER * max(map(len, [*rows, of_rows])), 24
+    wide = (WIDTH - 14 - left) / len(columns)
+    crowded = any(LETTER * len(words) > wide for words in columns)  # then every second one stands higher
+    top = 76 + 16 * crowded
     parts = [heading(title), text(left - 8, top - 10, of_rows, GREY, "end"),
-             text(WIDTH - 14, top - 28, of_columns, GREY, "end")]
+             text(WIDTH - 14, 48, of_columns, GREY, "end")]
     for j, words in enumerate(columns):
-        parts.append(text(left + (j + 0.5) * wide, top - 10, words, anchor="middle"))
+        parts.append(text(left + (j + 0.5) * wide, top - 10 - 16 * (crowded and j % 2), words, anchor="middle"))
     for i, words in enumerate(rows):
         y = top + i * high
         parts.append(text(left - 8, y + 16, words, anchor="end"))
