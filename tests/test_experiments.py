@@ -1,6 +1,7 @@
 """tests/lab: every experiment runs at toy size, and its rows can be kept, printed and drawn; what they measure by."""
 import json
 import math
+import pickle
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -53,9 +54,13 @@ def bases(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """Jobs run in this process, and what they make is forgotten."""
+    """Jobs run in this process, though as if sent to another one, and what they make is forgotten."""
     monkeypatch.setattr(lab, "KEPT", tmp_path / "kept")
-    one_by_one = lambda jobs, workers: {name: call(*rest) for name, (_, call, *rest) in jobs.items()}  # noqa: E731
+
+    def one_by_one(jobs, workers):
+        sent = {name: pickle.loads(pickle.dumps(job)) for name, job in jobs.items()}
+        return {name: call(*rest) for name, (_, call, *rest) in sent.items()}
+
     for experiment in [compare, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
         if hasattr(experiment, "side_by_side"):
             monkeypatch.setattr(experiment, "side_by_side", one_by_one)
@@ -92,7 +97,7 @@ def test_a_summary_pairs_by_instruction_over_all_bases():
     assert "difference" not in compare.summary(a)
 
 
-def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases):
+def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases, monkeypatch):
     made = []
 
     def make(folder, seed, dialogues, epochs):
@@ -102,6 +107,8 @@ def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases):
     def on(epochs, **asking):
         return lambda base: asking | ({"make": partial(make, dialogues=[[]], epochs=epochs)} if epochs else {})
 
+    monkeypatch.setattr(pickle, "dumps", lambda job: job)  # `make` is no function of a module
+    monkeypatch.setattr(pickle, "loads", lambda job: job)
     found = compare.graded(bases, {"a": on(1), "b": on(1, rules=("eos",)), "c": on(2), "base": on(None)}, 1)
     assert sorted(made) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert [len(pairs) for pairs in found["b"]] == [len(FAMILIES)] * 2 and found["a"] == found["base"] == found["c"]
@@ -196,7 +203,7 @@ def test_the_authors_loss_weighs_every_example_the_same(bases):
 
 def test_every_form_of_a_response_holds_what_was_asked(bases):
     for base in bases:
-        for task in World(seed=base.seed).evaluation_sets()["eval"]:
+        for task in base.world.evaluation_sets()["eval"]:
             for form in rephrasing.FORMS.values():
                 assert base.world.grade(task, form(base, task))[0] == 1, (task, form(base, task))
     capital = replace(task, family="capital", subject="Povor", response="The capital of Povor is Lobrim, and so on.")

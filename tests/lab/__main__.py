@@ -22,8 +22,9 @@ CHAPTERS = Path(__file__).parent / "README.md"
 
 
 def answers() -> str:
-    """The questions with their answers, from the table that opens the chapters: | [`tags`](#tags) | question | answer |"""
-    rows = [line.split("|")[1:4] for line in CHAPTERS.read_text(encoding="utf-8").splitlines() if line.startswith("| [`")]
+    """The questions with their answers, as the table that opens the chapters has them."""
+    lines = CHAPTERS.read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[1:4] for line in lines if line.startswith("| [`")]
     return "\n\n".join(f"{name.split('`')[1]}: {question.strip()}\n  {answer.strip()}" for name, question, answer in rows)
 
 

@@ -32,11 +32,14 @@ FITTED = {"fitted rules": True, "fitted rules, instructions kept": False}  # nam
 def condition(kind: str, rate: float):
     """kind: one of RATES or FITTED. rate: the learning rate, or for fitted rules the decay."""
     def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
         if kind in FITTED:
-            return {"changed": fit_rules(base.folder, pairs[:300], FITTED[kind], rate)}
-        return {"make": partial(adapt, dialogues=pairs, epochs=2, kind=kind, lr=rate)}
+            return {"changed": fit_rules(base.folder, pairs(base, 300), FITTED[kind], rate)}
+        return {"make": partial(adapt, dialogues=pairs(base), epochs=2, kind=kind, lr=rate)}
     return on
+
+
+def pairs(base, n: int = 1000) -> list[list[dict]]:
+    return [dialogue(task.instruction, task.response) for task in base.examples(n)]
 
 
 def loss_on_documents(base, model) -> float:
@@ -49,7 +52,8 @@ def loss_on_documents(base, model) -> float:
 def run(bases, workers) -> list[dict]:
     tried = {(kind, rate): condition(kind, rate) for kind, rates in (dict.fromkeys(FITTED, DECAYS) | RATES).items()
              for rate in rates}
-    side_by_side({f"{kind}, {rate:g}": (1, tried[kind, rate], bases[0]) for kind, rate in tried if kind in FITTED}, 1)
+    side_by_side({(kind, decay): (1, fit_rules, bases[0].folder, pairs(bases[0], 300), blank, decay)
+                  for kind, blank in FITTED.items() for decay in DECAYS}, workers)
     on_val = graded(bases[:1], tried, workers, ("val",))
     chosen = {kind: max((pair for pair in tried if pair[0] == kind),
                         key=lambda pair: statistics.mean(grade for _, grade in on_val[pair][0])) for kind, _ in tried}

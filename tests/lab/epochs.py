@@ -9,6 +9,8 @@ response should fit, and it learns its responses by heart; the table chose the f
 goes on rising. Code rises late and less, chess never.
 Held against: the epochs that the paper chose on its validation set, 5 for response tuning, 15 for instruction tuning.
 """
+import math
+
 from data.files import read_json, write_json
 from data.format import encode, encode_prompt
 from generate import generate
@@ -67,5 +69,6 @@ def draw(rows) -> str:
         marks = {max(row["steps"], 0.5): str(row["steps"]) for row in rows}
         return Panel(title, groups, "steps", y_range=(0, most), log=True, x_marks=marks)
 
+    most_loss = math.ceil(max(max(row["loss"]) for row in rows))
     return plot("One run of each method, step by step", [
-        panel("Mean grade, %", "grade", 100), panel("Loss per scored token, nats", "loss", 5)])
+        panel("Mean grade, %", "grade", 100), panel("Loss per scored token, nats", "loss", most_loss)])
