@@ -191,7 +191,8 @@ def test_fitted_rules_are_the_likeliest(here, bases):
 
 def test_the_authors_loss_weighs_every_example_the_same(bases):
     model, tokenizer = lab.load(bases[0].folder)
-    examples = [encode(tokenizer, compare.dialogue(task.instruction, task.response), 112) for task in bases[0].examples(6)]
+    tasks = bases[0].examples(6)
+    examples = [encode(tokenizer, compare.dialogue(task.instruction, task.response), 112) for task in tasks]
     total = mean_of_means(model, examples, 0)
     gradient = model.model.embed_tokens.weight.grad.clone()
     model.zero_grad()

@@ -25,7 +25,8 @@ def answers() -> str:
     """The questions with their answers, as the table that opens the chapters has them."""
     lines = CHAPTERS.read_text(encoding="utf-8").splitlines()
     rows = [line.split("|")[1:4] for line in lines if line.startswith("| [`")]
-    return "\n\n".join(f"{name.split('`')[1]}: {question.strip()}\n  {answer.strip()}" for name, question, answer in rows)
+    return "\n\n".join(f"{name.split('`')[1]}: {question.strip()}\n  {answer.strip()}"
+                       for name, question, answer in rows)
 
 
 def markdown(rows: list[dict]) -> str:
