@@ -72,7 +72,7 @@ def draw(rows) -> str:
             (words, color, [(x, row[column]) for x, row in zip(stages, rows)]) for words, color, column in (
                 ("ranked above others", ORANGE, "above others"), ("above silences", BLUE, "above silences"),
                 ("grade when tuned", "#000000", "grade when response-tuned"))], "documents read, %", log=True),
-        Panel("A point for each family of each whole base", [
+        Panel("Each family of the whole bases", [
             ("above others", ORANGE, [(x, grade) for x, _, grade in last]),
             ("above silences", BLUE, [(x, grade) for _, x, grade in last])], "ranked above, %", joined=False,
               x_range=(0, 100))])

@@ -164,6 +164,8 @@ def axes(panel: Panel, left: float, top: float, wide: float, high: float) -> tup
                 path = " ".join(f"{number(x)},{number(y)}" for x, y in outline)
                 parts.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.15"/>')
             parts.append(line([at(x, mean) for x, mean, _, _ in ys], color, 2))
+        else:
+            parts += [line([at(x, a), at(x, b)], color) for x, _, a, b in ys if b > a]
         parts += [dot(*at(x, mean), color, 3 if panel.joined else 2.2) for x, mean, _, _ in ys]
     named = [(words, color) for words, color, _ in panel.groups if words]
     drawn, bottom = legend(left, top + high + 41, named, left + wide + 20)
