@@ -28,12 +28,16 @@ from lab.weighting import mean_of_means
 from model import Config, Llama
 
 
+def pretrained_already(config, *_):
+    return config.parent
+
+
 SMALLER = {  # what an experiment loops over
     "greedy": {"LONGEST": 6, "SAMPLES": 3}, "size": {"SIZES": (3, 10), "N_FAMILIES": (1, 13)},
     "cross": {"FAMILIES": FAMILIES[:3]}, "tags": {"FORMATS": {"user/assistant": PROMPT, "none": "{instruction}\n"}},
     "bias": {"RATES": {"LoRA, rank 1": (1e-3, 3e-3), "all weights": (1e-4,)}, "DECAYS": (1e-3,)},
     "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}},
-    "ranking": {"STAGES": (0.5,), "pretrain": lambda config, *_: config.parent},
+    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already},
 }
 
 
