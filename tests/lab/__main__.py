@@ -4,7 +4,7 @@
     make lab Q=tags     # one experiment: its table here, its JSON and SVG in tests/lab/results
 
 An experiment is a file of its name. It says what is expected before it runs, compares conditions on three bases
-(`run`), and draws what came out (`draw`). The first one pretrains two of the bases, 10 to 20 minutes.
+(`run`), and draws what came out (`draw`). The first one pretrains two of the bases, about 20 minutes on two cores.
 """
 import os
 import statistics

@@ -49,7 +49,7 @@ def dialogue(instruction: str, response: str) -> list[dict]:
 
 
 def three_bases(workers: int) -> list[Base]:
-    """The bundled base and two of other worlds, which are pretrained the first time: 10 to 20 minutes on two cores."""
+    """The bundled base and two of other worlds, which are pretrained the first time, about 20 minutes on two cores."""
     worlds, tiny = {seed: World(seed=seed) for seed in (1, 2, 3)}, ROOT / "data" / "tiny"
     made = side_by_side({f"pretraining base {seed}": (1, pretrain, tiny / "config.json", worlds[seed], DOCUMENTS, seed)
                          for seed in (2, 3)}, workers)

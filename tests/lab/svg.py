@@ -23,7 +23,7 @@ def svg(height: float, title: str, parts: list[str]) -> str:
 
 
 def number(x: float) -> str:
-    return f"{x + 0.0:.1f}".removesuffix(".0").replace("-0.0", "0")
+    return f"{x:.1f}".removesuffix(".0")
 
 
 def rect(x, y, width, height, color) -> str:
@@ -118,10 +118,10 @@ class Panel:
     x_marks: dict[float, str] = field(default_factory=dict)
 
 
-def plot(title: str, panels: list[Panel], columns: int = 2, high: float = 170) -> str:
-    """Panels side by side, so many in a row, each with its axes and its legend."""
-    gap, edge = 56, 44
-    wide = (WIDTH - edge - 20 - gap * (columns - 1)) / columns
+def plot(title: str, panels: list[Panel]) -> str:
+    """Panels, two in a row, each with its axes and its legend."""
+    gap, edge, columns, high = 56, 44, 2, 170
+    wide = (WIDTH - edge - 20 - gap) / columns
     parts, top, below = [heading(title)], 64, 64
     for i, panel in enumerate(panels):
         if i % columns == 0:
