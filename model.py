@@ -36,7 +36,7 @@ class Config:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # Llama 3.1's, see rotary_angles
-    sliding_window: int | None = None  # Mistral's: longer sequences are refused
+    sliding_window: int | None = None  # Mistral's: how many tokens a token sees, itself among them
     clip_qkv: float | None = None  # OLMo's: queries, keys and values are clamped to +-clip_qkv
     tie_word_embeddings: bool = False  # the embedding is the vocabulary matrix too
     model_type: str = "llama"
@@ -49,7 +49,7 @@ class Config:
     @property
     def context(self) -> int:
         """The most tokens that a sequence may have."""
-        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+        return self.max_position_embeddings
 
     @classmethod
     def from_json(cls, path) -> "Config":
@@ -125,7 +125,7 @@ def attend(q, k, v, mask=None):
     """softmax(q k^T / sqrt(D)) v, the softmax over the keys that a query may see (Vaswani et al., 2017).
 
     q: (B, H, T, D). k, v: (B, n_kv_heads, S, D), where H is a multiple of n_kv_heads and query head h uses key head
-    h // (H / n_kv_heads). mask: (B, 1, H / n_kv_heads * T, S) bool, True where a query may see a key; its third
+    h // (H / n_kv_heads). mask: (B or 1, 1, H / n_kv_heads * T, S) bool, True where a query may see a key; its third
     dimension runs over the query heads that share keys, and within each over T. None: S = T, and query t sees
     keys 0 to t. Returns (B, H, T, D), in the type of q.
     """
@@ -168,7 +168,7 @@ class Attention(nn.Module):
                 rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
                 columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
                 keys[rows, columns], values[rows, columns] = k, v
-                k, v = keys, values
+                k, v = keys[:, : mask.shape[3]], values[:, : mask.shape[3]]
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
@@ -233,19 +233,22 @@ class Llama(nn.Module):
 
         Rows are padded on the right: with causal attention a token cannot see those after it, so padding needs
         no mask. cache: from `new_cache`, written in place. start: (B,) int64, how many tokens of each row the
-        cache already holds; None for the first call on a cache. Raises ValueError beyond a sliding window.
+        cache already holds; None for the first call on a cache.
         """
-        T = ids.shape[1]
-        if self.config.sliding_window and T > self.config.sliding_window:
-            raise ValueError(f"a sequence of {T} tokens is longer than the sliding window of "
-                             f"{self.config.sliding_window}, past which attention is not implemented; shorten it")
+        T, window, mask = ids.shape[1], self.config.sliding_window, None
         positions = torch.arange(T, device=ids.device)  # (T,)
-        mask = None
         if start is not None:
             positions = start[:, None] + positions  # (B, T)
-            slots = torch.arange(cache[0][0].shape[2], device=ids.device)  # (S,)
+        if start is not None or (window and T > window):
+            S = T if start is None else cache[0][0].shape[2]
+            if start is not None and ids.device.type == "cpu":  # not on a GPU, whose recorded steps need one shape
+                S = positions.max().item() + 1  # behind the longest row the cache is empty
+            slots = torch.arange(S, device=ids.device)  # (S,)
             groups = self.config.num_attention_heads // self.config.num_key_value_heads
-            mask = (slots <= positions.repeat(1, groups)[..., None])[:, None]  # (B, 1, groups * T, S)
+            last = positions.repeat(1, groups)[..., None]  # (B or 1, groups * T, 1)
+            mask = (slots <= last)[:, None]  # (B or 1, 1, groups * T, S)
+            if window:
+                mask &= (slots > last - window)[:, None]
         cos, sin = rotary_angles(positions, self.config)
         x = self.model.embed_tokens(ids)  # (B, T, C)
         for i, layer in enumerate(self.model.layers):

@@ -24,7 +24,7 @@ CONFIGS = {
                                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                "original_max_position_embeddings": 16}, **COMMON),
     "mistral": MistralConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, num_key_value_heads=2,
-                             head_dim=16, sliding_window=48, **COMMON),
+                             head_dim=16, sliding_window=12, **COMMON),
     "olmo": OlmoConfig(hidden_size=32, intermediate_size=72, num_attention_heads=4, clip_qkv=1.5, pad_token_id=0,
                        **COMMON | {"bos_token_id": None}),
 }
