@@ -37,7 +37,8 @@ SMALLER = {  # what an experiment loops over
     "cross": {"FAMILIES": FAMILIES[:3]}, "tags": {"FORMATS": {"user/assistant": PROMPT, "none": "{instruction}\n"}},
     "bias": {"RATES": {"LoRA, rank 1": (1e-3, 3e-3), "all weights": (1e-4,)}, "DECAYS": (1e-3,)},
     "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}},
-    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already},
+    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already}, "blocks": {"BLOCKS": {"OLMo": {"clip_qkv": 8.0}}},
+    "scale": {"SHAPES": ((8, 8, 1, 1, 1, 8),)}, "memory": {"COLORS": {"otherwise": "#000000"}},
 }
 
 

@@ -6,13 +6,15 @@
 import math
 import random
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from data.files import digest
+from adapter import RULES
+from data.files import digest, write_text
 from data.world import FAMILIES, KIND, Task, World
-from lab.lab import DOCUMENTS, ROOT, ask, pretrain, side_by_side
+from lab.lab import DOCUMENTS, ROOT, ask, kept, pretrain, side_by_side, tune
+from model import Config
 from train import METHODS
 
 
@@ -56,6 +58,34 @@ def three_bases(workers: int) -> list[Base]:
     return [Base(folder, worlds[seed], seed) for seed, folder in enumerate([tiny, *made.values()], 1)]
 
 
+def another(base: Base, world: World | None = None, **changes) -> Base:
+    """A base that is pretrained with the same seed on as many documents, with changes of its config, or on a world."""
+    config, world = base.folder / "config.json", world or base.world
+    if changes:
+        words = replace(Config.from_json(config), **changes).to_json()
+        config = kept("config", [words], lambda folder: write_text(folder / "config.json", words)) / "config.json"
+    return replace(base, folder=pretrain(config, world, base.most or DOCUMENTS, base.seed), world=world)
+
+
+def tuned(method: str, epochs: int, **options):
+    """A condition for `graded`: a method of the paper, on 1,000 examples of all families or on the method's one task.
+
+    options: more arguments of `tune`.
+    """
+    def on(base):
+        pairs = base.dialogues(method)
+        if METHODS[method].file == "broad":
+            pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
+        return {"make": partial(tune, dialogues=pairs, epochs=epochs, blank=METHODS[method].blank, **options)}
+    return on
+
+
+WAYS = {  # in which a base comes to follow instructions, as conditions
+    "no tuning": lambda base: {}, "three rules": lambda base: {"rules": RULES}, "poems alone": tuned("poetry", 5),
+    "response tuning": tuned("response", 2), "instruction tuning": tuned("instruction", 5),
+}
+
+
 def graded(bases: list[Base], conditions: dict, workers: int, questions: tuple = ("eval",)) -> dict:
     """{condition: for each base, the (content, grade) of its answers, each from 0 to 1}.
 
@@ -75,14 +105,14 @@ def graded(bases: list[Base], conditions: dict, workers: int, questions: tuple =
             asked[name, base.seed] = base, key, asking
     made = side_by_side(dict(makers.values()), workers)
     folders = dict(zip(makers, made.values()))
-    grades = side_by_side({at: (1, partial(grades_of, base, folders.get(key, base.folder), questions, **asking))
-                           for at, (base, key, asking) in asked.items()}, workers)
+    grades = side_by_side({at: (1, partial(
+        grades_of, base, folders.get(key, base.folder), base.tasks(*questions), **asking))
+        for at, (base, key, asking) in asked.items()}, workers)
     return {name: [grades[name, base.seed] for base in bases] for name in conditions}
 
 
-def grades_of(base: Base, model: Path, questions: tuple = ("eval",), **asking) -> list[tuple[float, float]]:
-    """The (content, grade) of a model's answers to a base's instructions; asking: more arguments of `ask`."""
-    tasks = base.tasks(*questions)
+def grades_of(base: Base, model: Path, tasks: list[Task], **asking) -> list[tuple[float, float]]:
+    """The (content, grade) of a model's answers to instructions of a base's world; asking: more arguments of `ask`."""
     outputs = ask(model, [task.instruction for task in tasks], **asking)
     return [base.world.grade(task, output) for task, output in zip(tasks, outputs)]
 

@@ -10,17 +10,15 @@ kind alone. But the habit of ending goes further: most maths-tuned answers end i
 all did in the paper. OLMo's blocks change nothing of it.
 Held against: the paper's figure for GSM on Llama-2-7B.
 """
-from dataclasses import replace
+from functools import partial
 
 import torch
 
-from data.files import read_json, write_json, write_text
-from data.world import World
-from lab.compare import Base, dialogue, spearman
-from lab.lab import DOCUMENTS, ask, identity, kept, pretrain, side_by_side, tune
+from data.files import read_json, write_json
+from lab.compare import another, dialogue, spearman
+from lab.lab import ask, identity, kept, side_by_side, tune
 from lab.likeness import likeness
 from lab.svg import BLUE, ORANGE, Panel, plot
-from model import Config
 
 TASKS = {"gsm": ("maths", 10), "poetry": ("poems", 5)}  # words, epochs
 
@@ -51,16 +49,10 @@ def looked_at(base, task: str) -> dict:
     return read_json(made / "seen.json", "remove its folder")
 
 
-def olmo(like: Base) -> Base:
-    """A base of OLMo's blocks, pretrained as the bundled one."""
-    config = replace(Config.from_json(like.folder / "config.json"), model_type="olmo", clip_qkv=8.0)
-    where = kept("config", [config.to_json()], lambda folder: write_text(folder / "config.json", config.to_json()))
-    return replace(like, folder=pretrain(where / "config.json", like.world, like.most or DOCUMENTS, like.seed))
-
-
 def run(bases, workers) -> list[dict]:
-    other = side_by_side({"pretraining OLMo's blocks": (1, olmo, bases[0])}, workers)["pretraining OLMo's blocks"]
-    groups, rows = {"Llama": bases, "OLMo": [other]}, []
+    like_olmo = partial(another, bases[0], model_type="olmo", clip_qkv=8.0)
+    others = side_by_side({"pretraining OLMo's blocks": (1, like_olmo)}, workers)
+    groups, rows = {"Llama": bases, "OLMo": list(others.values())}, []
     found = side_by_side({(blocks, task, base.seed): (1, looked_at, base, task) for blocks, some in groups.items()
                           for task in TASKS for base in some}, workers)
     for (blocks, task, seed), seen in found.items():
