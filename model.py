@@ -131,7 +131,7 @@ def attend(q, k, v, mask=None):
     """
     if mask is not None:  # query heads that share keys become rows of one, so that a long cache is read once for all
         rows = q.reshape(*k.shape[:2], mask.shape[2], -1)  # (B, n_kv_heads, H / n_kv_heads * T, D)
-        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view_as(q)
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(q.shape)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # CPUs are faster at it in fp32
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float()).to(q.dtype)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -99,6 +100,24 @@ def test_a_token_sees_no_further_than_the_sliding_window():
     changed[0, 5] = 99
     moved = (model(ids) - model(changed)).abs().amax(-1)[0] > 0  # (T,)
     assert moved.nonzero()[:, 0].tolist() == list(range(5, 5 + config.sliding_window))
+
+
+def test_attention_does_not_count_on_a_layout_of_its_kernels_result(golden, monkeypatch):
+    """On a GPU, the kernel for masks gives the result the strides of (B, T, H, D)."""
+    def kernel(*arguments, **options):
+        return attention(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    model, ids = Llama.from_pretrained(golden), load_file(golden / "golden.safetensors")["ids"]
+    start = torch.tensor([20, 7, 13])
+
+    def logits():
+        cache = model.new_cache(3, 40)
+        return model(ids[:, :20], cache), model(ids[:, 20:23], cache, start)
+
+    expected, attention = logits(), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    for got, wanted in zip(logits(), expected):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_gathered_tensors_are_saved_in_place_of_the_models_own(tmp_path):
