@@ -19,7 +19,7 @@ from data.format import IGNORE, PROMPT, encode
 from data.world import FAMILIES, World
 from generate import generate
 from judge import log_likelihoods
-from lab import adapters, compare, lab, pairing, rephrasing
+from lab import adapters, chess, compare, lab, pairing, predict, rephrasing
 from lab.__main__ import CHAPTERS, answers, markdown
 from lab.beam import beam_search
 from lab.figures import QUESTIONS, RESULTS
@@ -37,8 +37,11 @@ SMALLER = {  # what an experiment loops over
     "cross": {"FAMILIES": FAMILIES[:3]}, "tags": {"FORMATS": {"user/assistant": PROMPT, "none": "{instruction}\n"}},
     "bias": {"RATES": {"LoRA, rank 1": (1e-3, 3e-3), "all weights": (1e-4,)}, "DECAYS": (1e-3,)},
     "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}},
-    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already}, "blocks": {"BLOCKS": {"OLMo": {"clip_qkv": 8.0}}},
-    "scale": {"SHAPES": ((8, 8, 1, 1, 1, 8),)}, "memory": {"COLORS": {"otherwise": "#000000"}},
+    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already}, "blocks": {"BLOCKS": {}},
+    "scale": {"SHAPES": ((8, 8, 1, 1, 1, 8), (16, 16, 1, 2, 1, 8))}, "memory": {"COLORS": {"otherwise": "#000000"}},
+    "inside": {"pretrain": pretrained_already, "FACTORS": (1.0, 1.5)}, "mixing": {"SHARES": (0.0, 0.5), "SIZES": (3,)},
+    "refusal": {"SHARES": (0.3, 0.5), "WRONG": (0.0, 1.0)}, "chess": {"TASKS": dict(list(chess.TASKS.items())[::5])},
+    "predict": {"TASKS": dict(list(predict.TASKS.items())[:6])},
 }
 
 

@@ -18,7 +18,8 @@ from lab.svg import (
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = ["similarity", "tags", "pairing", "rephrasing", "size", "epochs", "rules", "bias", "cross", "greedy",
-             "weighting", "ranking", "blocks", "scale", "memory"]
+             "weighting", "ranking", "mixing", "scale", "chess", "predict", "blocks", "refusal", "memory", "novel",
+             "inside", "simple"]
 DIALOGUE = [{"role": "user", "content": "What does the otter eat?"},
             {"role": "assistant", "content": "The otter eats worms, and it looks for them all day."}]
 PANELS = [  # title, [(method, rules, words, colour)]

@@ -173,7 +173,9 @@ def axes(panel: Panel, left: float, top: float, wide: float, high: float) -> tup
 
 
 def ticks(low: float, up: float) -> list[float]:
-    """About five round numbers from low to up."""
+    """About five round numbers from low to up; where they are equal, that one."""
+    if low == up:
+        return [low]
     step = 10 ** math.floor(math.log10((up - low) / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * step * 5 >= up - low)
     return [round(i * step, 6) for i in range(math.ceil(low / step - 1e-9), math.floor(up / step + 1e-9) + 1)]

@@ -1,0 +1,83 @@
+"""Why does chess fail? (Open question 12.)
+
+Fifteen tasks between games of chess and poems: chess asked or answered in words, short, or with one opening; poems with
+one opening, of one line, in disorder, or about something else than asked; sums, digits, letters, recipes, code. 300
+examples of each, 5 epochs. Of each task, before it is trained: the base's loss on the responses (are they natural?)
+and on their first token, the entropy of the first token, their length, their likeness to broad responses, and what the
+loss gains by the right instruction (does the response depend on what is asked?). Rank correlation of each with the
+grade on `eval`, over tasks, and a regression of the grade on all of them.
+
+Expected: naturalness decides: what the base finds unlikely pulls its weights far from sentences, so chess in words
+teaches, and disordered poems do not. Length matters less (short chess still fails). One opening hurts poems, since the
+habit of beginning with it spreads, and does nothing to chess. A poem about something else teaches not to read, as in
+`pairing`. The gain by the right instruction is the second-best predictor.
+Held against: chess wins 2.1 (Llama-2-7B) and 6.3 (OLMo-7B), the other tasks 10 to 30.
+"""
+import statistics
+from functools import partial
+
+import torch
+
+from data.world import chess_game
+from lab.compare import graded, spearman, summary
+from lab.lab import side_by_side, tune
+from lab.narrow import FEATURES, backwards, features, of_family, otherwise, pairs
+from lab.svg import BLUE, ORANGE, Panel, plot
+
+PIECES = {"N": "the knight goes", "B": "the bishop goes", "R": "the rook goes", "Q": "the queen goes", "O": "the king"}
+SHOW = "Show me a game of chess."
+
+
+def game(base, rng):
+    return chess_game(rng).split("\n\n")  # the players' strength, the moves
+
+
+def in_words(moves: str, rng) -> str:
+    said = [PIECES.get(move[0], "a pawn goes") + (" castles" if move[0] == "O" else f" to {move[-2:]}")
+            for move in moves.split()[:-1] if move[-1] != "."]
+    return "First " + ", then ".join(said) + "."
+
+
+poem = of_family("poem")
+TASKS = {
+    "chess": game,
+    "chess, one opening": otherwise(game, lambda text, rng: "1. e4 e5 " + text.split(" ", 3)[3]),
+    "chess, three moves": otherwise(game, lambda text, rng: " ".join(text.split()[:5])),
+    "chess, asked in words": otherwise(game, lambda text, rng: text, SHOW),
+    "chess, answered in words": otherwise(game, in_words), "chess, both in words": otherwise(game, in_words, SHOW),
+    "poems": poem, "poems, one opening": otherwise(poem, lambda text, rng: "This is a poem.\n" + text),
+    "poems, one line": otherwise(poem, lambda text, rng: text.split("\n")[0]),
+    "poems, backwards": otherwise(poem, backwards),
+    "poems of another topic": lambda base, rng: (poem(base, rng)[0], poem(base, rng)[1]),
+    "recipes": of_family("recipe"), "sums": of_family("maths"), "code": of_family("code"),
+    "digits": otherwise(poem, lambda text, rng: " ".join(rng.choices("0123456789", k=20)), "Write digits."),
+}
+
+
+def condition(name: str):
+    return lambda base: {"make": partial(tune, dialogues=pairs(base, name, TASKS[name], 300), epochs=5)}
+
+
+def run(bases, workers) -> list[dict]:
+    found = graded(bases, {name: condition(name) for name in TASKS}, workers)
+    of = side_by_side({(name, base.seed): (1, features, base, pairs(base, name, TASKS[name], 100))
+                       for name in TASKS for base in bases}, workers)
+    rows = [{"task": name, **summary(found[name]), **{
+        feature: [of[name, base.seed][i] for base in bases] for i, feature in enumerate(FEATURES)}} for name in TASKS]
+    columns = [torch.tensor([statistics.mean(row[name]) for row in rows]) for name in ["grade", *FEATURES]]
+    z = torch.stack([(column - column.mean()) / (column.std() + 1e-9) for column in columns], 1)
+    slopes = torch.linalg.lstsq(z[:, 1:], z[:, :1], driver="gelsd").solution[:, 0].tolist()
+    correlations = [[round(spearman([row[feature][b] for row in rows], [row["grade"][b] for row in rows]), 2)
+                     for b in range(len(bases))] for feature in FEATURES]
+    blank = {"right": "", "grade": ""}
+    return rows + [
+        {"task": "rank correlation with the grade", **blank, **dict(zip(FEATURES, correlations))},
+        {"task": "slopes of a regression of the grade", **blank, **dict(zip(FEATURES, (round(x, 2) for x in slopes)))}]
+
+
+def draw(rows) -> str:
+    return plot("What a narrow task teaches, mean grade in %, against what the base makes of the task", [
+        Panel(feature, [(words, color, [(statistics.mean(row[feature]), row["grade"]) for row in rows[:-2]
+                                        if row["task"].startswith("chess") == is_chess])
+                        for words, color, is_chess in (("chess", ORANGE, True), ("other tasks", BLUE, False))],
+              joined=False) for feature in FEATURES])

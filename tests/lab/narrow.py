@@ -1,0 +1,64 @@
+"""Narrow tasks that are made up for the laboratory, and what a base makes of them before it is trained on them.
+
+A task is a function of a base and a random generator that gives (instruction, response).
+"""
+import math
+import random
+from collections import Counter
+
+from data.format import encode
+from data.world import KIND
+from judge import log_likelihoods
+from lab.compare import dialogue
+from lab.lab import load
+from lab.likeness import likeness
+
+FEATURES = ["loss per token", "loss of the first", "tokens", "entropy of the first", "gain by its instruction",
+            "likeness to broad"]
+
+
+def of_family(family: str):
+    def example(base, rng):
+        task = base.world.task(rng, family, rng.choice(base.world.seen[KIND[family]]))
+        return task.instruction, task.response
+    return example
+
+
+def otherwise(task, change, asked: str | None = None):
+    """A task whose responses are changed by change(response, rng), and whose instruction is `asked`, if given."""
+    def example(base, rng):
+        instruction, response = task(base, rng)
+        return asked or instruction, change(response, rng)
+    return example
+
+
+def backwards(text: str, rng) -> str:
+    return " ".join(reversed(text.split()))
+
+
+def pairs(base, name: str, task, n: int) -> list[list[dict]]:
+    """n dialogues of a task, or as many as the base takes."""
+    rng = random.Random(f"{name} {base.seed}")
+    return [dialogue(*task(base, rng)) for _ in range(min(n, base.most or n))]
+
+
+def features(base, dialogues: list[list[dict]]) -> list[float]:
+    """FEATURES of a task, read off some of its examples and the base alone; losses and entropy in nats.
+
+    loss: of the responses after their instructions, as a mean over examples. gain: by how much the loss per token is
+    smaller than after another example's instruction. likeness: of the responses to those of all families (cosine).
+    """
+    model, tokenizer = load(base.folder)
+    swapped = [[asked, answer] for (asked, _), (_, answer) in zip(dialogues[1:] + dialogues[:1], dialogues)]
+    own, other = ([encode(tokenizer, messages, model.config.context) for messages in some]
+                  for some in (dialogues, swapped))
+    (totals, means), (_, of_others) = log_likelihoods(model, own), log_likelihoods(model, other)
+    begin = [next(t for t, label in enumerate(labels) if label >= 0) + 1 for _, labels in own]
+    _, first = log_likelihoods(model, [(ids[:t], labels[:t]) for (ids, labels), t in zip(own, begin)])
+    counts = Counter(ids[t - 1] for (ids, _), t in zip(own, begin)).values()
+    entropy = -sum(n / len(own) * math.log(n / len(own)) for n in counts)
+    rng = random.Random("likeness")
+    answers, broad = ([answer["content"] for _, answer in dialogues], [one.response for one in base.examples(200)])
+    alike, = likeness(base, answers, broad, centre=[base.world.document(rng) for _ in range(100)])
+    numbers = [-means.mean(), -first.mean(), (totals / means).mean(), entropy, (means - of_others).mean(), alike.mean()]
+    return [round(float(number), 3) for number in numbers]
