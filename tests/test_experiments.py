@@ -2,7 +2,8 @@
 import json
 import math
 import pickle
-from dataclasses import replace
+import random
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
 from itertools import product
@@ -16,14 +17,16 @@ from test_figures import assert_legible
 from adapter import Adapter
 from data.files import write_text
 from data.format import IGNORE, PROMPT, encode
-from data.world import FAMILIES, World
+from data.world import FAMILIES, PHRASINGS, World
 from generate import generate
 from judge import log_likelihoods
-from lab import adapters, chess, compare, lab, pairing, predict, rephrasing
+from lab import (
+    adapters, chess, compare, lab, memory, narrow, novel, pairing, predict, refusal, rephrasing, simple, vectors)
 from lab.__main__ import CHAPTERS, answers, markdown
 from lab.beam import beam_search
 from lab.figures import QUESTIONS, RESULTS
 from lab.likeness import likeness
+from lab.narrow import FEATURES
 from lab.weighting import mean_of_means
 from model import Config, Llama
 
@@ -233,3 +236,81 @@ def test_a_text_is_most_like_itself(bases):
     texts = ["What does the otter eat?", "Write a poem about rain.", "def add_2(x):"]
     same, other = likeness(bases[0], texts, texts[:1], texts[2:], centre=texts)
     assert same[0] == pytest.approx(1, abs=1e-5) and same.argmax() == 0 and other.argmax() == 2
+
+
+def test_a_corpus_tells_in_the_wanted_words_and_as_often_as_wanted(bases):
+    base, counts = bases[0], {}
+    for wording in ("as answered", "otherwise"):
+        world, rng = memory.Told(**asdict(base.world), wording=wording), random.Random(1)
+        told = [sentence for _ in range(6000) for sentence in world.say(rng, world.tell(rng, "countries"), ["capital"])]
+        assert all(("The capital of" in sentence) == (wording == "as answered") for sentence in told)
+        for i, country in enumerate(world.held_out["countries"]):
+            times = sum(f" {country}." in sentence or f" {country} is" in sentence for sentence in told)
+            counts[i % 5] = counts.get(i % 5, 0) + times
+    for i in (1, 2, 3):
+        assert 2.5 * counts[i] < counts[i + 1] < 6 * counts[i]
+    assert world.evaluation_sets() == base.world.evaluation_sets()  # what is asked is the same
+
+
+def test_the_groups_of_families_follow_their_doses(bases):
+    for base in bases:
+        groups = {family: novel.group(base, family) for family in PHRASINGS}
+        assert [base.world.doses[family] for family, name in groups.items() if name == "dose 0"] == [0]
+        lower, higher = ([base.world.doses[family] for family, name in groups.items() if name == f"{which} doses"]
+                         for which in ("lower", "higher"))
+        assert len(lower) == len(higher) == 6 and max(lower) < min(higher)
+
+
+def test_a_base_and_the_whole_change_is_the_tuned_model(here, bases):
+    base = bases[0]
+    tuned = compare.WAYS["response tuning"](base)["make"](base.folder, seed=1)
+    answers = compare.grades_of(base, tuned, base.tasks("eval"))
+    assert vectors.moved(base, 1.0, [(base.folder, tuned)]) == answers
+    same = vectors.compared(base, tuned, tuned)
+    assert same["cosine"] == 100 and set(same["by layer"]) == {100} and same["length"] == 1 and same["CKA"] == 100
+
+
+def test_cka_ignores_turning_scaling_and_moving():
+    generator = torch.Generator().manual_seed(0)
+    a, other = torch.randn(200, 6, generator=generator), torch.randn(200, 6, generator=generator)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
+    assert vectors.cka(a, 3 * a @ turn + 5) == pytest.approx(1, abs=1e-5)
+    assert vectors.cka(a, other) < 0.2
+
+
+def test_what_foretells_one_half_of_the_tasks_is_tried_on_the_other():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, len(FEATURES), generator=generator)
+    chosen, reached = predict.foretold(x, -x[:, 2] ** 3, n_halvings=20)
+    assert chosen[FEATURES[2]] == 20 and set(reached["best single number"]) == {1.0}
+    _, by_chance = predict.foretold(x, torch.randn(40, generator=generator), n_halvings=100)
+    assert abs(sum(by_chance["best single number"])) / 100 < 0.3
+
+
+def test_features_of_a_task(bases):
+    """A model that says every token alike: its losses are ln V, and an instruction gains nothing."""
+    base = bases[0]
+    pairs = [compare.dialogue("Ask.", text) for text in ("one", "one two", "two", "two one")]
+    loss, first, tokens, entropy, gain, _ = narrow.features(base, pairs)
+    assert loss == pytest.approx(math.log(1536), abs=0.2) and first == pytest.approx(math.log(1536), abs=0.2)
+    assert tokens > 2 and entropy == pytest.approx(math.log(2), abs=1e-3) and gain == pytest.approx(0, abs=1e-3)
+
+
+def test_divergence_to_the_base_is_counted_token_by_token(bases):
+    (model, tokenizer), (other, _) = (lab.load(base.folder) for base in bases)
+    ids, labels = map(torch.tensor, encode(tokenizer, compare.dialogue("What?", "A word."), 112))
+    rules = Adapter(tokenizer, model.config.vocab_size, ())
+    found = list(simple.along(model, other, rules, ids, labels))
+    at = (labels != IGNORE).nonzero()[:, 0]
+    assert [token for token, _ in found] == labels[at].tolist()
+    for t, (_, (one, before, ruled, *_)) in zip(at, found):
+        p, q = (some(ids[None, :t])[0, -1].log_softmax(-1) for some in (other, model))
+        assert one == 1 and before == ruled == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-5)
+
+
+def test_wrong_capitals_are_those_of_other_countries(bases):
+    base = replace(bases[0], most=None)
+    made = refusal.wrong(1.0, True)(base)["make"].keywords["dialogues"]
+    for task, (_, answer) in zip(base.examples(), made):
+        right = task.family != "capital" or base.world.grade(task, answer["content"])[0] == 1
+        assert right == (task.family != "capital")
