@@ -1,6 +1,6 @@
 """Does it grow with scale? (Open question 7.)
 
-Base models of 0.2M to 8.6M parameters, pretrained on the same documents; then every way of following on each. The
+Base models of 0.2M to 3.3M parameters, pretrained on the same documents; then every way of following on each. The
 rate of tuning falls with the width, as the bundled model's falls to a 7B model's.
 
 Expected: everything grows, because the base knows more: the smallest cannot copy a name and gets under 10 % even when
@@ -17,7 +17,7 @@ from lab.lab import LR, load, side_by_side
 from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot
 
 SHAPES = (  # width, width of the MLP, layers, heads, key/value heads, width of a head
-    (64, 176, 2, 2, 1, 32), (128, 352, 3, 2, 1, 64), (256, 704, 4, 4, 2, 64), (384, 1056, 5, 6, 2, 64))
+    (64, 176, 2, 2, 1, 32), (128, 352, 3, 2, 1, 64), (256, 704, 4, 4, 2, 64))
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "head_dim")
 COLORS = dict(zip(WAYS, (BLACK, ORANGE, PINK, BLUE, GREY)))
