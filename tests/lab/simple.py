@@ -70,14 +70,13 @@ def run(bases, workers) -> list[dict]:
         whole = [sum(some[1] for some in of_base.values()) for of_base in found]
         of_all = [round(100 * some[1] / total, 1) for some, total in zip(sums, whole)]
         rows.append({"place": place, "tokens": sum(int(some[0]) for some in sums), "share of the nats": of_all} | {
-            name: [round(factor * some[i] / max(some[0], 1), 3) for some in sums] for name, i, factor in (
-                ("nats to the base", 1, 1), ("nats to base and rules", 2, 1),
-                ("base's first choice", 3, 100), ("first choice under rules", 4, 100))})
+            name: [round(100 * some[i] / max(some[0], 1), 2) for some in sums] for i, name in enumerate((
+                "nats per 100 tokens", "under rules", "first choice, %", "under rules, %"), 1)})
     return rows
 
 
 def draw(rows) -> str:
-    most = max(0.1, *(max(row["nats to the base"]) for row in rows))
-    return bars("From the instruction-tuned model to the base, along its answers: nats per token",
-                [("to the base", GREY), ("to the base under fitted rules", ORANGE)],
-                [(row["place"], [row["nats to the base"], row["nats to base and rules"]]) for row in rows], most=most)
+    return bars("How often the instruction-tuned model's token is the first choice of ..., %",
+                [("the base", GREY), ("the base under fitted rules", ORANGE)],
+                [(f"{row['place']} token" if row["place"] in PLACES[:3] else row["place"],
+                  [row["first choice, %"], row["under rules, %"]]) for row in rows])
