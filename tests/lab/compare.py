@@ -13,7 +13,7 @@ from pathlib import Path
 from adapter import RULES
 from data.files import digest, write_text
 from data.world import FAMILIES, KIND, Task, World
-from lab.lab import DOCUMENTS, ROOT, ask, kept, pretrain, side_by_side, tune
+from lab.lab import DOCUMENTS, LR, ROOT, ask, kept, pretrain, side_by_side, tune
 from model import Config
 from train import METHODS
 
@@ -67,23 +67,24 @@ def another(base: Base, world: World | None = None, **changes) -> Base:
     return replace(base, folder=pretrain(config, world, base.most or DOCUMENTS, base.seed), world=world)
 
 
-def tuned(method: str, epochs: int, **options):
-    """A condition for `graded`: a method of the paper, on 1,000 examples of all families or on the method's one task.
-
-    options: more arguments of `tune`.
-    """
+def tuned(method: str, epochs: int, lr: float = LR):
+    """A condition for `graded`: a method of the paper, on 1,000 examples of all families or on the method's one task."""
     def on(base):
         pairs = base.dialogues(method)
         if METHODS[method].file == "broad":
             pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-        return {"make": partial(tune, dialogues=pairs, epochs=epochs, blank=METHODS[method].blank, **options)}
+        return {"make": partial(tune, dialogues=pairs, epochs=epochs, blank=METHODS[method].blank, lr=lr)}
     return on
 
 
-WAYS = {  # in which a base comes to follow instructions, as conditions
-    "no tuning": lambda base: {}, "three rules": lambda base: {"rules": RULES}, "poems alone": tuned("poetry", 5),
-    "response tuning": tuned("response", 2), "instruction tuning": tuned("instruction", 5),
-}
+def ways(lr: float = LR) -> dict:
+    """The ways in which a base comes to follow instructions, as conditions for `graded`; lr: the rate of tuning."""
+    return {"no tuning": lambda base: {}, "three rules": lambda base: {"rules": RULES},
+            "poems alone": tuned("poetry", 5, lr), "response tuning": tuned("response", 2, lr),
+            "instruction tuning": tuned("instruction", 5, lr)}
+
+
+WAYS = ways()
 
 
 def graded(bases: list[Base], conditions: dict, workers: int, questions: tuple = ("eval",)) -> dict:

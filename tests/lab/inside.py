@@ -12,7 +12,6 @@ sum of poems and code is above either. The change of half a base works on the wh
 Held against: task arithmetic (Ilharco et al., 2023); chat vectors (Huang et al., 2024).
 """
 from dataclasses import replace
-from functools import partial
 
 from lab.compare import WAYS, summary, tuned
 from lab.lab import DOCUMENTS, pretrain, side_by_side

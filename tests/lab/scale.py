@@ -9,10 +9,7 @@ tenths: a base that knows more has less to learn. The rules' share grows slowest
 sure of its silences, too. Between the two largest little changes: the documents' facts are learned by then.
 Held against: "it should grow with scale" is a guess so far; the paper has 7B models alone.
 """
-import statistics
-from functools import partial
-
-from lab.compare import WAYS, another, graded, summary
+from lab.compare import WAYS, another, graded, summary, ways
 from lab.lab import LR, load, side_by_side
 from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot
 
@@ -23,19 +20,6 @@ NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 COLORS = dict(zip(WAYS, (BLACK, ORANGE, PINK, BLUE, GREY)))
 
 
-def ways(base) -> dict:
-    """WAYS, with a rate of tuning that falls as the base is wider."""
-    width = load(base.folder)[0].config.hidden_size
-    return {way: partial(slower, way, LR * 256 / width) for way in WAYS}
-
-
-def slower(way: str, lr: float, base) -> dict:
-    asking = WAYS[way](base)
-    if make := asking.get("make"):
-        asking["make"] = partial(make.func, **make.keywords, lr=lr)
-    return asking
-
-
 def run(bases, workers) -> list[dict]:
     shapes = {shape: dict(zip(NAMES, shape)) for shape in SHAPES}
     made = side_by_side({(f"pretraining width {shape[0]}", base.seed): (shape[0] * shape[2], size, base, changes)
@@ -43,7 +27,7 @@ def run(bases, workers) -> list[dict]:
     rows = []
     for shape in SHAPES:
         of_size = [made[f"pretraining width {shape[0]}", base.seed] for base in bases]
-        found = graded(of_size, ways(of_size[0]), workers)
+        found = graded(of_size, ways(LR * 256 / shape[0]), workers)
         parameters = sum(weight.numel() for weight in load(of_size[0].folder)[0].parameters())
         best = summary(found["instruction tuning"])["grade"]
         for way, grades in found.items():
