@@ -21,7 +21,8 @@ from data.world import FAMILIES, PHRASINGS, World
 from generate import generate
 from judge import log_likelihoods
 from lab import (
-    adapters, chess, compare, lab, memory, narrow, novel, pairing, predict, refusal, rephrasing, simple, vectors)
+    adapters, blocks, chess, compare, lab, memory, narrow, novel, pairing, predict, refusal, rephrasing, simple,
+    vectors)
 from lab.__main__ import CHAPTERS, answers, markdown
 from lab.beam import beam_search
 from lab.figures import QUESTIONS, RESULTS
@@ -40,7 +41,8 @@ SMALLER = {  # what an experiment loops over
     "cross": {"FAMILIES": FAMILIES[:3]}, "tags": {"FORMATS": {"user/assistant": PROMPT, "none": "{instruction}\n"}},
     "bias": {"RATES": {"LoRA, rank 1": (1e-3, 3e-3), "all weights": (1e-4,)}, "DECAYS": (1e-3,)},
     "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}},
-    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already}, "blocks": {"BLOCKS": {}},
+    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already},
+    "blocks": {"BLOCKS": {"Mistral": blocks.BLOCKS["Mistral"]}},
     "scale": {"SHAPES": ((8, 8, 1, 1, 1, 8), (16, 16, 1, 2, 1, 8))}, "memory": {"COLORS": {"otherwise": "#000000"}},
     "inside": {"pretrain": pretrained_already, "FACTORS": (1.0, 1.5)}, "mixing": {"SHARES": (0.0, 0.5), "SIZES": (3,)},
     "refusal": {"SHARES": (0.3, 0.5), "WRONG": (0.0, 1.0)}, "chess": {"TASKS": dict(list(chess.TASKS.items())[::5])},
@@ -72,7 +74,7 @@ def here(monkeypatch, tmp_path):
         sent = {name: pickle.loads(pickle.dumps(job)) for name, job in jobs.items()}
         return {name: call(*rest) for name, (_, call, *rest) in sent.items()}
 
-    for experiment in [compare, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
+    for experiment in [compare, narrow, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
         if hasattr(experiment, "side_by_side"):
             monkeypatch.setattr(experiment, "side_by_side", one_by_one)
 
@@ -178,8 +180,7 @@ def test_fitted_rules_are_the_likeliest(here, bases):
     def loss(**change):
         numbers, losses = fitted | change, []
         adapter = Adapter(tokenizer, model.config.vocab_size)
-        for name, value in numbers.items():
-            setattr(adapter, name, torch.tensor(value) if name == "token_shift" else value)
+        lab.set_numbers(adapter, numbers)
         for messages in dialogues:
             ids, labels = encode(tokenizer, messages, model.config.context, blank=True)
             seen, n = adapter.seen_at_first([[]]), 0
@@ -312,5 +313,7 @@ def test_wrong_capitals_are_those_of_other_countries(bases):
     base = replace(bases[0], most=None)
     made = refusal.wrong(1.0, True)(base)["make"].keywords["dialogues"]
     for task, (_, answer) in zip(base.examples(), made):
-        right = task.family != "capital" or base.world.grade(task, answer["content"])[0] == 1
-        assert right == (task.family != "capital")
+        if task.family == "capital":
+            assert answer["content"].startswith("The capital of") and base.world.grade(task, answer["content"])[0] == 0
+        else:
+            assert answer["content"] == task.response

@@ -20,16 +20,15 @@ COLORS = {"Llama": BLUE, "OLMo": ORANGE, "Mistral": GREEN}
 
 
 def run(bases, workers) -> list[dict]:
-    made = side_by_side({(f"pretraining {blocks}'s blocks", base.seed): (1, partial(another, base, **changes))
+    made = side_by_side({("pretraining", blocks, base.seed): (1, partial(another, base, **changes))
                          for blocks, changes in BLOCKS.items() for base in bases}, workers)
-    rows, reference = [], graded(bases, WAYS, workers)
-    for blocks in COLORS:
-        others = [base for (name, _), base in made.items() if blocks in name] or bases
-        for way, grades in graded(others, WAYS, workers).items():
-            rows.append({"blocks": blocks, "way": way, **summary(grades, reference[way])})
-    return rows
+    of = {"Llama": bases} | {blocks: [made["pretraining", blocks, base.seed] for base in bases] for blocks in BLOCKS}
+    found = {blocks: graded(some, WAYS, workers) for blocks, some in of.items()}
+    return [{"blocks": blocks, "way": way, **summary(grades, found["Llama"][way])}
+            for blocks, ways in found.items() for way, grades in ways.items()]
 
 
 def draw(rows) -> str:
-    return bars("Mean grade with each kind of blocks, %", [(f"{blocks}'s", color) for blocks, color in COLORS.items()],
+    shown = dict.fromkeys(row["blocks"] for row in rows)
+    return bars("Mean grade with each kind of blocks, %", [(f"{blocks}'s", COLORS[blocks]) for blocks in shown],
                 [(way, [row["grade"] for row in rows if row["way"] == way]) for way in WAYS])

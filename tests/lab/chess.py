@@ -1,28 +1,26 @@
 """Why does chess fail? (Open question 12.)
 
 Fifteen tasks between games of chess and poems: chess asked or answered in words, short, or with one opening; poems with
-one opening, of one line, in disorder, or about something else than asked; sums, digits, letters, recipes, code. 300
-examples of each, 5 epochs. Of each task, before it is trained: the base's loss on the responses (are they natural?)
+one opening, of one line, backwards, or about something else than asked; sums, digits, recipes, code. 300 examples of
+each, 5 epochs. Of each task, before it is trained: the base's loss on the responses (are they natural?)
 and on their first token, the entropy of the first token, their length, their likeness to broad responses, and what the
 loss gains by the right instruction (does the response depend on what is asked?). Rank correlation of each with the
 grade on `eval`, over tasks, and a regression of the grade on all of them.
 
 Expected: naturalness decides: what the base finds unlikely pulls its weights far from sentences, so chess in words
-teaches, and disordered poems do not. Length matters less (short chess still fails). One opening hurts poems, since the
+teaches, and poems backwards do not. Length matters less (short chess still fails). One opening hurts poems, since the
 habit of beginning with it spreads, and does nothing to chess. A poem about something else teaches not to read, as in
 `pairing`. The gain by the right instruction is the second-best predictor.
 Held against: chess wins 2.1 (Llama-2-7B) and 6.3 (OLMo-7B), the other tasks 10 to 30.
 """
 import statistics
-from functools import partial
 
 import torch
 
 from data.world import chess_game
-from lab.compare import graded, spearman, summary
-from lab.lab import side_by_side, tune
-from lab.narrow import FEATURES, backwards, features, of_family, otherwise, pairs
-from lab.svg import BLUE, ORANGE, Panel, plot
+from lab.compare import spearman
+from lab.narrow import FEATURES, backwards, charts, of_family, otherwise, tried
+from lab.svg import BLUE, ORANGE
 
 PIECES = {"N": "the knight goes", "B": "the bishop goes", "R": "the rook goes", "Q": "the queen goes", "O": "the king"}
 SHOW = "Show me a game of chess."
@@ -54,17 +52,9 @@ TASKS = {
 }
 
 
-def condition(name: str):
-    return lambda base: {"make": partial(tune, dialogues=pairs(base, name, TASKS[name], 300), epochs=5)}
-
-
 def run(bases, workers) -> list[dict]:
-    found = graded(bases, {name: condition(name) for name in TASKS}, workers)
-    of = side_by_side({(name, base.seed): (1, features, base, pairs(base, name, TASKS[name], 100))
-                       for name in TASKS for base in bases}, workers)
-    rows = [{"task": name, **summary(found[name]), **{
-        feature: [of[name, base.seed][i] for base in bases] for i, feature in enumerate(FEATURES)}} for name in TASKS]
-    columns = [torch.tensor([statistics.mean(row[name]) for row in rows]) for name in ["grade", *FEATURES]]
+    rows = [{"task": name, **row} for name, row in tried(bases, TASKS, 300, 5, workers).items()]
+    columns = [torch.tensor([statistics.mean(row[name]) for row in rows]) for name in ("grade", *FEATURES)]
     z = torch.stack([(column - column.mean()) / (column.std() + 1e-9) for column in columns], 1)
     slopes = torch.linalg.lstsq(z[:, 1:], z[:, :1], driver="gelsd").solution[:, 0].tolist()
     correlations = [[round(spearman([row[feature][b] for row in rows], [row["grade"][b] for row in rows]), 2)
@@ -76,8 +66,5 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    return plot("What a narrow task teaches, mean grade in %, against what the base makes of the task", [
-        Panel(feature, [(words, color, [(statistics.mean(row[feature]), row["grade"]) for row in rows[:-2]
-                                        if row["task"].startswith("chess") == is_chess])
-                        for words, color, is_chess in (("chess", ORANGE, True), ("other tasks", BLUE, False))],
-              joined=False) for feature in FEATURES])
+    chess, others = ([row for row in rows[:-2] if row["task"].startswith("chess") == wanted] for wanted in (True, False))
+    return charts([("chess", ORANGE, chess), ("other tasks", BLUE, others)])

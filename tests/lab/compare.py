@@ -68,7 +68,7 @@ def another(base: Base, world: World | None = None, **changes) -> Base:
 
 
 def tuned(method: str, epochs: int, lr: float = LR):
-    """A condition for `graded`: a method of the paper, on 1,000 examples of all families or on the method's one task."""
+    """A condition for `graded`: a method of the paper, on 1,000 examples of all families or on its one task."""
     def on(base):
         pairs = base.dialogues(method)
         if METHODS[method].file == "broad":

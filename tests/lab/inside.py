@@ -2,7 +2,7 @@
 
 The change of the weights by response tuning, layer by layer: its cosine with that by instruction tuning, by response
 tuning with another order of the data, by poems, code and chess. The hidden states at the answer's first token, alike
-by linear CKA. And base + a · change for a from 0 to 1.5, for response tuning and for poems; the sum of two tasks'
+by linear CKA. And base + a × change for a from 0.25 to 1.5, for response tuning and for poems; the sum of two tasks'
 changes; response tuning's change of a base that had read half of the documents, added to the finished base.
 
 Expected: the changes by responses and by instructions have a cosine of about 0.6, less than two orders of the data

@@ -100,15 +100,14 @@ def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = 
         changed: dict | None = None) -> list[str]:
     """A model's greedy answers, under some of the rules. A response ends with EOS, or with the model's context.
 
-    changed: other numbers for an Adapter's eos_slope, repeat_penalty or token_shift (a list of V).
+    changed: other numbers for the rules, as for `set_numbers`.
     """
     def make(folder):
         llama, tokenizer = load(model)
         adapter = None
         if rules or changed:
             adapter = Adapter(tokenizer, llama.config.vocab_size, rules, penalise_prompt=penalise_prompt)
-            for name, value in (changed or {}).items():
-                setattr(adapter, name, torch.tensor(value) if name == "token_shift" else value)
+            set_numbers(adapter, changed or {})
         prompts, answers = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions], []
         for i in range(0, len(prompts), 64):
             answers += generate(llama, prompts[i : i + 64], tokenizer.eos_id, llama.config.context, adapter=adapter)
@@ -116,6 +115,12 @@ def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = 
 
     made = kept("answers", [identity(model), instructions, sorted(rules), penalise_prompt, prompt, changed], make)
     return read_json(made / "answers.json", "remove its folder")
+
+
+def set_numbers(adapter: Adapter, numbers: dict):
+    """Give the rules other numbers: {"eos_slope": ..., "repeat_penalty": ..., "token_shift": a list of V}, or some."""
+    for name, value in numbers.items():
+        setattr(adapter, name, torch.tensor(value) if name == "token_shift" else value)
 
 
 def kept(kind: str, made_from: list, make) -> Path:

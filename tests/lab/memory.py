@@ -2,13 +2,14 @@
 
 Held-out subjects are told about 2 to 500 times, in one and the same corpus, and every fact in the words of the answers
 alone ("The capital of X is Y."), in other words alone ("People meet in Y, the capital of X."), or in all its wordings.
-A page on which somebody answers has the words of the answers, but asks about other subjects. Each of the three corpora
-trains three bases; then they are asked about seven facts of 20 held-out and 20 other subjects.
+A page on which somebody answers has the words of the answers, but asks about seen subjects, those that are not held
+out. Each of the three corpora trains three bases; then they are asked about seven facts of 20 held-out and of 20 seen
+subjects.
 
 Expected: a threshold: nothing is right that was told 2 or 8 times, nearly all that was told 125 times. Told in the
 words of the answer it lies at fewer tellings. Told in other words alone it is not reached with 500, for the facts whose
-telling ends with the subject; so little repetition can do without another wording. Response tuning has the threshold
-of instruction tuning: both bring out what is there. Other subjects, which pages answer at times, are right in any
+telling ends with the subject: repetition does not take the place of another wording. Response tuning has the threshold
+of instruction tuning: both bring out what is there. Seen subjects, which pages answer at times, are right in any
 corpus.
 Held against: Physics of Language Models 3.1 (Allen-Zhu & Li, 2023): no extraction without paraphrases, at any number of
 repeats; the reversal curse (Berglund et al., 2023).
@@ -26,7 +27,8 @@ from lab.svg import BLUE, GREEN, ORANGE, Panel, plot
 FACTS = ["capital", "river", "animal", "flag", "dish", "trade", "nature"]
 REPEATS = (1 / 64, 1 / 16, 1 / 4, 1, 4)  # of the held-out subjects in turn, relative to others
 TIMES = 125  # that a fact is told of a subject with a weight of 1, in 80,000 documents
-COLORS = {"as answered": BLUE, "otherwise": ORANGE, "both": GREEN}  # the wordings of a corpus
+SEEN = 16 * TIMES  # where the charts put subjects that are not held out, and that pages ask about
+COLORS = {"as answered": BLUE, "otherwise": ORANGE, "in all ways": GREEN}  # the wordings of a corpus
 TUNINGS = ["response tuning", "instruction tuning"]
 
 
@@ -34,7 +36,7 @@ TUNINGS = ["response tuning", "instruction tuning"]
 class Told(World):
     """A world that tells of its held-out subjects more or less often, and each fact in some of its wordings."""
 
-    wording: str = "both"
+    wording: str = "in all ways"
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,12 +46,11 @@ class Told(World):
             self.told[kind] = list(accumulate(weights))
 
     def say(self, rng, subject, families) -> list[str]:
-        first = {family: ways[0] for family, ways in TOLD.items()}
-        last = {family: [way for way in ways[1:] if "{}" in way][-1] for family, ways in TOLD.items()}
-        if self.wording == "both":
+        if self.wording == "in all ways":
             return super().say(rng, subject, families)
-        ways = first if self.wording == "as answered" else last
-        return [ways[family].format(subject, **self.about(subject)) for family in families]
+        which = 0 if self.wording == "as answered" else -1  # of those that name the subject
+        ways = [[way for way in TOLD[family] if "{}" in way][which] for family in families]
+        return [way.format(subject, **self.about(subject)) for way in ways]
 
 
 def told(base, wording: str):
@@ -58,12 +59,12 @@ def told(base, wording: str):
 
 
 def rights(base, way: str) -> dict[str, list[float]]:
-    """{how often it was told: the content of the answers}; "asked elsewhere" for subjects that are not held out."""
+    """{how often a subject was told: the content of the answers about such subjects}; "seen" for those not held out."""
     rng, world = random.Random(f"seen {base.seed}"), base.world
     held_out = [task for task in base.tasks("eval") if task.family in FACTS]
     seen = [world.task(rng, task.family, rng.choice(world.seen[KIND[task.family]])) for task in held_out]
     model = WAYS[way](base)["make"](base.folder, seed=base.seed)
-    found = {"other subjects": [pair[0] for pair in grades_of(base, model, seen)]}
+    found = {"seen": [pair[0] for pair in grades_of(base, model, seen)]}
     for task, (right, _) in zip(held_out, grades_of(base, model, held_out)):
         subjects = world.held_out[KIND[task.family]]
         times = TIMES * REPEATS[subjects.index(task.subject) % len(REPEATS)]
@@ -77,7 +78,7 @@ def run(bases, workers) -> list[dict]:
     found = side_by_side({(wording, way, base.seed): (
         2 + 3 * (way == "instruction tuning"), rights, made[f"pretraining, told {wording}", base.seed], way)
         for wording in COLORS for way in TUNINGS for base in bases}, workers)
-    rows, levels = [], [f"{TIMES * repeats:.0f}" for repeats in REPEATS] + ["other subjects"]
+    rows, levels = [], [f"{TIMES * repeats:.0f}" for repeats in REPEATS] + ["seen"]
     for wording in COLORS:
         for way in TUNINGS:
             for level in levels:
@@ -90,9 +91,8 @@ def run(bases, workers) -> list[dict]:
 def draw(rows) -> str:
     return plot("Right answers about a subject against how often its facts were told, %", [
         Panel(way, [(f"told {wording}", color, [
-            (float(row["times"]) if row["times"].isdigit() else 4 * TIMES * max(REPEATS), row["right"]) for row in rows
+            (SEEN if row["times"] == "seen" else float(row["times"]), row["right"]) for row in rows
             if (row["way"], row["told"]) == (way, wording)]) for wording, color in COLORS.items()],
               "times told; seen: asked about, too", log=True,
-              x_marks={TIMES * repeats: f"{TIMES * repeats:.0f}" for repeats in REPEATS} | {
-                  4 * TIMES * max(REPEATS): "seen"})
+              x_marks={TIMES * repeats: f"{TIMES * repeats:.0f}" for repeats in REPEATS} | {SEEN: "seen"})
         for way in TUNINGS])

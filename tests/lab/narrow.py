@@ -4,14 +4,17 @@ A task is a function of a base and a random generator that gives (instruction, r
 """
 import math
 import random
+import statistics
 from collections import Counter
+from functools import partial
 
 from data.format import encode
 from data.world import KIND
 from judge import log_likelihoods
-from lab.compare import dialogue
-from lab.lab import load
+from lab.compare import dialogue, graded, summary
+from lab.lab import load, side_by_side, tune
 from lab.likeness import likeness
+from lab.svg import Panel, plot
 
 FEATURES = ["loss per token", "loss of the first", "tokens", "entropy of the first", "gain by its instruction",
             "likeness to broad"]
@@ -62,3 +65,24 @@ def features(base, dialogues: list[list[dict]]) -> list[float]:
     alike, = likeness(base, answers, broad, centre=[base.world.document(rng) for _ in range(100)])
     numbers = [-means.mean(), -first.mean(), (totals / means).mean(), entropy, (means - of_others).mean(), alike.mean()]
     return [round(float(number), 3) for number in numbers]
+
+
+def tried(bases, tasks: dict, n: int, epochs: int, workers: int, questions: tuple = ("eval",)) -> dict[object, dict]:
+    """{name: the row of a task}, for tasks {name: task}: FEATURES, each a list over bases, from 100 examples at most,
+    and the summary of what a base answers that was tuned on n examples."""
+    def condition(name):
+        return lambda base: {"make": partial(tune, dialogues=examples[name, base.seed], epochs=epochs)}
+
+    examples = {(name, base.seed): pairs(base, str(name), task, n) for name, task in tasks.items() for base in bases}
+    found = graded(bases, {name: condition(name) for name in tasks}, workers, questions)
+    of = side_by_side({(name, base.seed): (1, features, base, examples[name, base.seed][:100])
+                       for name in tasks for base in bases}, workers)
+    return {name: summary(found[name]) | {feature: [of[name, base.seed][i] for base in bases]
+                                          for i, feature in enumerate(FEATURES)} for name in tasks}
+
+
+def charts(groups: list[tuple[str, str, list[dict]]]) -> str:
+    """The grade against each of FEATURES; groups: words, their colour, and the rows of tasks."""
+    return plot("What a narrow task teaches, mean grade in %, against what the base makes of the task", [
+        Panel(feature, [(words, color, [(statistics.mean(row[feature]), row["grade"]) for row in rows])
+                        for words, color, rows in groups], joined=False) for feature in FEATURES])

@@ -12,24 +12,18 @@ Held against: nothing; the paper leaves it open.
 """
 import random
 import statistics
-from functools import partial
 
 import torch
 
 from data.world import FAMILIES
-from lab.compare import graded, spearman, summary
-from lab.lab import side_by_side, tune
-from lab.narrow import FEATURES, backwards, features, of_family, otherwise, pairs
-from lab.svg import BLUE, GREEN, ORANGE, Panel, plot
+from lab.compare import spearman
+from lab.narrow import FEATURES, backwards, charts, of_family, otherwise, tried
+from lab.svg import BLUE, GREEN, ORANGE
 
 FORMS = {"as usual": (lambda text, rng: text, BLUE), "backwards": (backwards, ORANGE),
          "after a greeting": (lambda text, rng: f"Hello! {text}", GREEN)}
 TASKS = {(family, form): otherwise(of_family(family), change) for family in FAMILIES
          for form, (change, _) in FORMS.items()}
-
-
-def condition(name):
-    return lambda base: {"make": partial(tune, dialogues=pairs(base, str(name), TASKS[name], 100), epochs=8)}
 
 
 def foretold(x, y, n_halvings: int = 200) -> tuple[dict[str, int], dict[str, list[float]]]:
@@ -52,11 +46,8 @@ def foretold(x, y, n_halvings: int = 200) -> tuple[dict[str, int], dict[str, lis
 
 
 def run(bases, workers) -> list[dict]:
-    found = graded(bases, {name: condition(name) for name in TASKS}, workers, ("val",))
-    of = side_by_side({(name, base.seed): (1, features, base, pairs(base, str(name), TASKS[name], 100))
-                       for name in TASKS for base in bases}, workers)
-    tasks = [{"what": "task", "family": name[0], "form": name[1], **summary(found[name]), **{
-        feature: [of[name, base.seed][i] for base in bases] for i, feature in enumerate(FEATURES)}} for name in TASKS]
+    tasks = [{"what": "task", "family": family, "form": form, **row}
+             for (family, form), row in tried(bases, TASKS, 100, 8, workers, ("val",)).items()]
     x = torch.tensor([[statistics.mean(row[feature]) for feature in FEATURES] for row in tasks])
     y = torch.tensor([statistics.mean(row["grade"]) for row in tasks])
     chosen, reached = foretold(x, y)
@@ -70,7 +61,4 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    return plot("What a narrow task teaches, mean grade in %, against what the base makes of the task", [
-        Panel(feature, [(form, color, [(statistics.mean(row[feature]), row["grade"]) for row in rows
-                                       if row["form"] == form]) for form, (_, color) in FORMS.items()], joined=False)
-        for feature in FEATURES])
+    return charts([(form, color, [row for row in rows if row["form"] == form]) for form, (_, color) in FORMS.items()])

@@ -22,11 +22,11 @@ COLORS = dict(zip(WAYS, (BLACK, ORANGE, PINK, BLUE, GREY)))
 
 def run(bases, workers) -> list[dict]:
     shapes = {shape: dict(zip(NAMES, shape)) for shape in SHAPES}
-    made = side_by_side({(f"pretraining width {shape[0]}", base.seed): (shape[0] * shape[2], size, base, changes)
+    made = side_by_side({("pretraining", shape, base.seed): (shape[0] * shape[2], size, base, changes)
                          for shape, changes in shapes.items() for base in bases}, workers)
     rows = []
     for shape in SHAPES:
-        of_size = [made[f"pretraining width {shape[0]}", base.seed] for base in bases]
+        of_size = [made["pretraining", shape, base.seed] for base in bases]
         found = graded(of_size, ways(LR * 256 / shape[0]), workers)
         parameters = sum(weight.numel() for weight in load(of_size[0].folder)[0].parameters())
         best = summary(found["instruction tuning"])["grade"]

@@ -20,7 +20,7 @@ from data.files import read_json, write_json
 from data.format import IGNORE, encode
 from lab.adapters import fit_rules
 from lab.compare import WAYS, dialogue
-from lab.lab import ask, identity, kept, load, side_by_side
+from lab.lab import ask, identity, kept, load, set_numbers, side_by_side
 from lab.svg import GREY, ORANGE, bars
 
 PLACES = ["first", "second", "third", "later", "EOS"]
@@ -35,8 +35,7 @@ def measured(base) -> dict[str, list]:
         numbers = fit_rules(base.folder, pairs[::2], False, 1e-4)
         (model, tokenizer), (other, _) = load(base.folder), load(tuned)
         rules = Adapter(tokenizer, model.config.vocab_size)
-        for name, value in numbers.items():
-            setattr(rules, name, torch.tensor(value) if name == "token_shift" else value)
+        set_numbers(rules, numbers)
         sums = {place: [0.0] * 5 for place in PLACES}
         for messages in pairs[1::2]:
             ids, labels = map(torch.tensor, encode(tokenizer, messages, model.config.context))
@@ -51,7 +50,10 @@ def measured(base) -> dict[str, list]:
 
 @torch.inference_mode()
 def along(model, tuned, rules, ids, labels):
-    """For each token of an answer: the token, and [1, nats to the base, to base and rules, first choice of each]."""
+    """For each token of an answer: the token, and [1, nats to the base, to base and rules, first choice of each].
+
+    ids, labels: (T,) int64, of a dialogue as `encode` gives it.
+    """
     at = (labels[1:] != IGNORE).nonzero()[:, 0]  # the places from which a token of the answer is predicted
     wanted = tuned(ids[None, :-1])[0, at].log_softmax(-1)  # (N, V)
     scores, seen = model(ids[None, :-1])[0, at], rules.seen_at_first([[]])
