@@ -66,5 +66,6 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    chess, others = ([row for row in rows[:-2] if row["task"].startswith("chess") == wanted] for wanted in (True, False))
-    return charts([("chess", ORANGE, chess), ("other tasks", BLUE, others)])
+    tasks = rows[:-2]
+    chess = [row for row in tasks if row["task"].startswith("chess")]
+    return charts([("chess", ORANGE, chess), ("other tasks", BLUE, [row for row in tasks if row not in chess])])
