@@ -138,6 +138,12 @@ def attend(q, k, v, mask=None):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
 
 
+def in_rows(x, where, B: int, T: int):
+    """Tokens put back into their rows, zeros between them. x: (N, C). where: (N,) int64, places from 0 to B T - 1.
+    Returns (B, T, C)."""
+    return x.new_zeros(B * T, x.shape[1]).index_add(0, where, x).view(B, T, -1)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads."""
 
@@ -150,11 +156,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache, start, mask):
+    def forward(self, x, cos, sin, cache, start, mask, where):
         """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). start: None or (B,).
-        mask: None for causal, or as `attend` has it. Returns (B, T, C)."""
-        B, T, _ = x.shape
+        mask: None for causal, or as `attend` has it. Returns (B, T, C). where: None, or (N,) as for `in_rows`; then
+        x is (N, C), and so is what is returned; cos and sin have B rows."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if where is not None:
+            q, k, v = (in_rows(t, where, *cos.shape[:2]) for t in (q, k, v))
+        B, T, _ = q.shape
         if self.clip:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         q = rotate(q.view(B, T, self.n_heads, self.head_dim), cos, sin)
@@ -170,7 +179,10 @@ class Attention(nn.Module):
                 keys[rows, columns], values[rows, columns] = k, v
                 k, v = keys[:, : mask.shape[3]], values[:, : mask.shape[3]]
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        if where is not None:
+            y = y.flatten(0, 1).index_select(0, where)  # (N, n_heads * D)
+        return self.o_proj(y)  # (B, T, C) or (N, C)
 
 
 class MLP(nn.Module):
@@ -199,8 +211,8 @@ class Block(nn.Module):
         self.input_layernorm = norm(config)
         self.post_attention_layernorm = norm(config)
 
-    def forward(self, x, cos, sin, cache, start, mask):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask)
+    def forward(self, x, cos, sin, cache, start, mask, where):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask, where)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -228,15 +240,21 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
-    def hidden(self, ids, cache=None, start=None):
+    def hidden(self, ids, cache=None, start=None, wanted=None):
         """The normed output of the last layer. ids: (B, T) int64. Returns (B, T, C).
 
         Rows are padded on the right: with causal attention a token cannot see those after it, so padding needs
         no mask. cache: from `new_cache`, written in place. start: (B,) int64, how many tokens of each row the
         cache already holds; None for the first call on a cache.
+        wanted: (B, T) bool, without a cache: return the outputs there alone, (N wanted, C). Then what stands behind a
+        row's last wanted token is left out of everything but attention, so that padding costs little.
         """
-        T, window, mask = ids.shape[1], self.config.sliding_window, None
+        T, window, mask, where = ids.shape[1], self.config.sliding_window, None, None
         positions = torch.arange(T, device=ids.device)  # (T,)
+        if wanted is not None:
+            used = wanted.flip(1).cummax(1).values.flip(1)  # (B, T), True up to a row's last wanted token
+            where = used.flatten().nonzero()[:, 0]  # (N,)
+            wanted, positions = wanted[used].nonzero()[:, 0], positions.expand(ids.shape)
         if start is not None:
             positions = start[:, None] + positions  # (B, T)
         if start is not None or (window and T > window):
@@ -250,13 +268,13 @@ class Llama(nn.Module):
             if window:
                 mask &= (slots > last - window)[:, None]
         cos, sin = rotary_angles(positions, self.config)
-        x = self.model.embed_tokens(ids)  # (B, T, C)
+        x = self.model.embed_tokens(ids if where is None else ids.flatten()[where])  # (B, T, C) or (N, C)
         for i, layer in enumerate(self.model.layers):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, None, None, None, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, None, None, mask, where, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, cache and cache[i], start, mask)
-        return self.model.norm(x)
+                x = layer(x, cos, sin, cache and cache[i], start, mask, where)
+        return self.model.norm(x if wanted is None else x.index_select(0, wanted))
 
     def logits(self, h):
         """Next-token logits of hidden states. (..., C) -> (..., V)."""

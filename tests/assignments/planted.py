@@ -39,7 +39,7 @@ WRONG = [
     ("summed_loss", "the mean, not the sum", ("targets[scored])", "targets[scored]) / scored.sum()")),
     ("summed_loss", "every token is scored", ("targets != IGNORE", "ids[:, 1:] != 0"), ("targets[scored]",
                                                                                       "ids[:, 1:][scored]")),
-    ("summed_loss", "no gradient", ("ids[:, :-1])[scored]", "ids[:, :-1])[scored].detach()")),
+    ("summed_loss", "no gradient", ("wanted=scored)", "wanted=scored).detach()")),
     ("accumulate_gradient", "a mean of the batches' means", (
         "count = sum(n_scored(example) for example in examples)",
         "batches = list(micro_batches(examples, token_budget))"),
@@ -145,7 +145,7 @@ WRONG = [
 RIGHT = [
     ("summed_loss", "plain PyTorch", ("""targets = labels[:, 1:]  # (B, T-1)
     scored = targets != IGNORE
-    h = model.hidden(ids[:, :-1])[scored]  # (N, C)
+    h = model.hidden(ids[:, :-1], wanted=scored)  # (N, C)
     return LinearCrossEntropy.apply(h, model.head.weight, targets[scored])""", """
     logits = model(ids)[:, :-1]
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")""")),

@@ -58,13 +58,16 @@ def three_bases(workers: int) -> list[Base]:
     return [Base(folder, worlds[seed], seed) for seed, folder in enumerate([tiny, *made.values()], 1)]
 
 
-def another(base: Base, world: World | None = None, **changes) -> Base:
-    """A base that is pretrained with the same seed on as many documents, with changes of its config, or on a world."""
+def another(base: Base, world: World | None = None, lr: float = 3e-3, **changes) -> Base:
+    """A base that is pretrained with the same seed on as many documents, with changes of its config, or on a world.
+
+    lr: the rate of pretraining.
+    """
     config, world = base.folder / "config.json", world or base.world
     if changes:
         words = replace(Config.from_json(config), **changes).to_json()
         config = kept("config", [words], lambda folder: write_text(folder / "config.json", words)) / "config.json"
-    return replace(base, folder=pretrain(config, world, base.most or DOCUMENTS, base.seed), world=world)
+    return replace(base, folder=pretrain(config, world, base.most or DOCUMENTS, base.seed, lr), world=world)
 
 
 def tuned(method: str, epochs: int, lr: float = LR):

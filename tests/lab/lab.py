@@ -35,13 +35,13 @@ from model import Config, Llama
 from train import GPU_TOKEN_BUDGET, adamw, n_scored, train
 
 KEPT = ROOT / "out" / "lab"
-TOKEN_BUDGET = 1024  # of a micro-batch: the fastest for a model this small
+TOKEN_BUDGET = 768  # of a micro-batch: the fastest for a model this small
 LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends as well, in half the time
 DOCUMENTS = 80_000  # that a base model reads, once each
 STAGES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of pretraining, after which the model is kept, too
 
 
-def pretrain(config: Path, world: World, documents: int, seed: int = 1) -> Path:
+def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: float = 3e-3) -> Path:
     """The folder of a base model that has read so many documents of a world, each once, as `make pretrain` does it.
 
     config: a config.json. seed: of the first weights and of the order. Subfolders "1-32", "1-16" and so on hold the
@@ -70,11 +70,11 @@ def pretrain(config: Path, world: World, documents: int, seed: int = 1) -> Path:
         save(folder)
         tokenizer, step, n_steps = Tokenizer(folder), 0, math.ceil(documents / 32)
         examples = [encode_document(tokenizer, text, settings.context) for text in texts]
-        train(model, examples, epochs=1, lr=3e-3, batch_size=32, seed=seed, token_budget=budget,
+        train(model, examples, epochs=1, lr=lr, batch_size=32, seed=seed, token_budget=budget,
               optimizer=adamw(model, beta2=0.95), report=report)
         save(folder)
 
-    return kept("base", [fingerprint(config), asdict(world), documents, seed, STAGES], make)
+    return kept("base", [fingerprint(config), asdict(world), documents, seed, lr, STAGES], make)
 
 
 def tune(base: Path, dialogues: list[list[dict]], epochs: int, seed: int = 1, lr: float = LR, blank: bool = False,
@@ -164,7 +164,8 @@ def side_by_side(jobs: dict, workers: int) -> dict:
     total, done, began, results = sum(cost for cost, *_ in jobs.values()), 0, time.perf_counter(), {}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, get_context("spawn"), begin) as pool:
-        futures = {pool.submit(*call): name for name, (_, *call) in jobs.items()}
+        costly_first = sorted(jobs, key=lambda name: -jobs[name][0])  # so that none is left alone at the end
+        futures = {pool.submit(*jobs[name][1:]): name for name in costly_first}
         try:
             for future in as_completed(futures):
                 name = futures[future]

@@ -1,7 +1,8 @@
 """Does it grow with scale? (Open question 7.)
 
-Base models of 0.2M to 3.3M parameters, pretrained on the same documents; then every way of following on each. The
-rate of tuning falls with the width, as the bundled model's falls to a 7B model's.
+Base models of 0.2M to 8.6M parameters, pretrained on the same documents; then every way of following on each. The
+rate of tuning falls with the width, as the bundled model's falls to a 7B model's. So does the largest one's rate of
+pretraining: at the others' 3e-3 it ended with a greater loss than a model of a tenth of its size.
 
 Expected: everything grows, because the base knows more: the smallest cannot copy a name and gets under 10 % even when
 instruction-tuned. The share of instruction tuning that response tuning reaches grows, too, from about a half to nine
@@ -14,7 +15,7 @@ from lab.lab import LR, load, side_by_side
 from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot
 
 SHAPES = (  # width, width of the MLP, layers, heads, key/value heads, width of a head
-    (64, 176, 2, 2, 1, 32), (128, 352, 3, 2, 1, 64), (256, 704, 4, 4, 2, 64))
+    (64, 176, 2, 2, 1, 32), (128, 352, 3, 2, 1, 64), (256, 704, 4, 4, 2, 64), (384, 1056, 5, 6, 2, 64))
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "head_dim")
 COLORS = dict(zip(WAYS, (BLACK, ORANGE, PINK, BLUE, GREY)))
@@ -40,7 +41,9 @@ def run(bases, workers) -> list[dict]:
 def size(base, changes: dict):
     """The base itself, where it has this shape already."""
     config = load(base.folder)[0].config
-    return base if all(getattr(config, name) == value for name, value in changes.items()) else another(base, **changes)
+    if all(getattr(config, name) == value for name, value in changes.items()):
+        return base
+    return another(base, lr=1.5e-3 if changes["hidden_size"] > 256 else 3e-3, **changes)
 
 
 def draw(rows) -> str:
