@@ -138,12 +138,6 @@ def attend(q, k, v, mask=None):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
 
 
-def in_rows(x, where, B: int, T: int):
-    """Tokens put back into their rows, zeros between them. x: (N, C). where: (N,) int64, places from 0 to B T - 1.
-    Returns (B, T, C)."""
-    return x.new_zeros(B * T, x.shape[1]).index_add(0, where, x).view(B, T, -1)
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads."""
 
@@ -156,13 +150,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache, start, mask, where):
+    def forward(self, x, cos, sin, cache, start, mask, needed):
         """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). start: None or (B,).
-        mask: None for causal, or as `attend` has it. Returns (B, T, C). where: None, or (N,) as for `in_rows`; then
-        x is (N, C), and so is what is returned; cos and sin have B rows."""
+        mask: None for causal, or as `attend` has it. Returns (B, T, C). needed: None, or what `needed_tokens` returns;
+        then x is (N, C), and so is what is returned."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if where is not None:
-            q, k, v = (in_rows(t, where, *cos.shape[:2]) for t in (q, k, v))
+        if needed is not None:
+            where, number = needed
+            q, k, v = (t.index_select(0, number.flatten()).view(*number.shape, -1) for t in (q, k, v))  # (B, T, ...)
         B, T, _ = q.shape
         if self.clip:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
@@ -180,7 +175,7 @@ class Attention(nn.Module):
                 k, v = keys[:, : mask.shape[3]], values[:, : mask.shape[3]]
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)
-        if where is not None:
+        if needed is not None:
             y = y.flatten(0, 1).index_select(0, where)  # (N, n_heads * D)
         return self.o_proj(y)  # (B, T, C) or (N, C)
 
@@ -211,9 +206,25 @@ class Block(nn.Module):
         self.input_layernorm = norm(config)
         self.post_attention_layernorm = norm(config)
 
-    def forward(self, x, cos, sin, cache, start, mask, where):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask, where)
+    def forward(self, x, cos, sin, cache, start, mask, needed):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask, needed)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def needed_tokens(ids, wanted):
+    """The tokens to compute where only some outputs are wanted: none behind a row's last wanted one, and the tokens
+    with which several rows begin once, since a token's output depends on it and those before it alone.
+
+    ids: (B, T) int64. wanted: (B, T) bool. Returns where, (N,) int64, the places of these tokens in ids.flatten(), and
+    number, (B, T) int64: which of the N stands for a token (any, for one that is not needed). N is at least 1.
+    """
+    used = wanted.flip(1).cummax(1).values.flip(1)  # (B, T), True up to a row's last wanted token
+    used[0, 0] = True
+    alike = (ids[:, None] == ids).cumprod(2)  # (B, B, T), 1 where two rows are equal up to a token
+    first = (alike * used).argmax(1)  # (B, T), the first row that is like this one up to a token, and uses it
+    computed = used & (first == torch.arange(len(ids), device=ids.device)[:, None])
+    number = (computed.flatten().cumsum(0) - 1).view(ids.shape).gather(0, first)
+    return computed.flatten().nonzero()[:, 0], number
 
 
 class Llama(nn.Module):
@@ -246,15 +257,11 @@ class Llama(nn.Module):
         Rows are padded on the right: with causal attention a token cannot see those after it, so padding needs
         no mask. cache: from `new_cache`, written in place. start: (B,) int64, how many tokens of each row the
         cache already holds; None for the first call on a cache.
-        wanted: (B, T) bool, without a cache: return the outputs there alone, (N wanted, C). Then what stands behind a
-        row's last wanted token is left out of everything but attention, so that padding costs little.
+        wanted: (B, T) bool, without a cache: return the outputs there alone, (N wanted, C), and compute no token that
+        they do not need.
         """
-        T, window, mask, where = ids.shape[1], self.config.sliding_window, None, None
+        T, window, mask, needed = ids.shape[1], self.config.sliding_window, None, None
         positions = torch.arange(T, device=ids.device)  # (T,)
-        if wanted is not None:
-            used = wanted.flip(1).cummax(1).values.flip(1)  # (B, T), True up to a row's last wanted token
-            where = used.flatten().nonzero()[:, 0]  # (N,)
-            wanted, positions = wanted[used].nonzero()[:, 0], positions.expand(ids.shape)
         if start is not None:
             positions = start[:, None] + positions  # (B, T)
         if start is not None or (window and T > window):
@@ -268,12 +275,15 @@ class Llama(nn.Module):
             if window:
                 mask &= (slots > last - window)[:, None]
         cos, sin = rotary_angles(positions, self.config)
-        x = self.model.embed_tokens(ids if where is None else ids.flatten()[where])  # (B, T, C) or (N, C)
+        if wanted is not None:
+            needed = where, number = needed_tokens(ids, wanted)
+            ids, wanted = ids.flatten()[where], number[wanted]  # (N,), (N wanted,)
+        x = self.model.embed_tokens(ids)  # (B, T, C) or (N, C)
         for i, layer in enumerate(self.model.layers):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, None, None, mask, where, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, None, None, mask, needed, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, cache and cache[i], start, mask, where)
+                x = layer(x, cos, sin, cache and cache[i], start, mask, needed)
         return self.model.norm(x if wanted is None else x.index_select(0, wanted))
 
     def logits(self, h):

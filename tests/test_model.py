@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from data.hub import ARCHITECTURES, INDEX
 from data.machine import fast_bf16, reorder_weights_for_cpu
-from model import Config, Llama
+from model import Config, Llama, needed_tokens
 
 GOLDEN = sorted(path.name for path in (ROOT / "tests" / "golden").iterdir() if path.is_dir())
 
@@ -89,6 +89,36 @@ def test_cache_gives_the_logits_of_the_whole_sequence(golden):
         logits = model(ids[rows, columns], cache, lengths)
         torch.testing.assert_close(logits, whole[rows, columns], atol=1e-5, rtol=1e-5)
         lengths = lengths + step
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_wanted_outputs_are_those_of_the_whole_batch_and_so_are_gradients(golden, gradient_checkpointing):
+    """Rows that begin alike, equal rows, one that is another's beginning, and one where nothing is wanted."""
+    model = Llama.from_pretrained(golden)
+    model.gradient_checkpointing = gradient_checkpointing
+    ids = torch.randint(3, 128, (7, 30), generator=torch.Generator().manual_seed(0))
+    ids[1, :14], ids[2, :20], ids[3] = ids[0, :14], ids[1, :20], ids[0]
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    wanted[1, 9:], wanted[2, :15], wanted[4] = False, False, False
+    whole, part = model.hidden(ids)[wanted], model.hidden(ids, wanted=wanted)
+    torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
+    weights = list(model.parameters())
+    direction = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2))
+    for ours, theirs in zip(*(torch.autograd.grad(h, weights, direction, allow_unused=True) for h in (part, whole))):
+        if theirs is not None:  # a vocabulary matrix of its own
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_each_beginning_that_is_needed_is_computed_once():
+    ids = torch.randint(3, (6, 8), generator=torch.Generator().manual_seed(0))  # a few words: many begin alike
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    wanted[0], wanted[3] = False, False
+    where, number = needed_tokens(ids, wanted)
+    last = [max(row.nonzero()[:, 0], default=-1) for row in wanted]
+    needed = {(i, t): tuple(ids[i, : t + 1].tolist()) for i in range(6) for t in range(last[i] + 1)}
+    computed = [tuple(ids[i // 8, : i % 8 + 1].tolist()) for i in where.tolist()]
+    assert len(computed) == len(set(computed)) and set(computed) == {*needed.values(), (ids[0, 0].item(),)}
+    assert all(computed[number[at]] == beginning for at, beginning in needed.items())
 
 
 def test_a_token_sees_no_further_than_the_sliding_window():
