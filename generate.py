@@ -262,7 +262,7 @@ def main():
             runs.say(f"{args.output} is finished; remove it to decode it again")
             continue
         model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
-        machine.reorder_weights_for_cpu(model)
+        machine.reorder_weights_for_cpu(model, batch)
         for line, instruction in zip(lines, instructions) if args.input else ():  # all, before the first is answered
             if len(encode_prompt(tokenizer, instruction)) >= model.config.context:
                 raise ValueError(f"{args.input} line {line + 1}: the instruction fills the context of "

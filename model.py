@@ -150,11 +150,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache, start, mask, needed):
-        """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). start: None or (B,).
-        mask: None for causal, or as `attend` has it. Returns (B, T, C). needed: None, or what `needed_tokens` returns;
-        then x is (N, C), and so is what is returned."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    def project(self, x):
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def forward(self, x, cos, sin, cache, at, mask, needed):
+        """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). at: None or the rows
+        and columns of the cache where the new keys go, which broadcast to (B, T). mask: None for causal, or as `attend`
+        has it. Returns (B, T, C). needed: None, or what `needed_tokens` returns; then x is (N, C), and so is what is
+        returned."""
+        q, k, v = self.project(x)
         if needed is not None:
             where, number = needed
             q, k, v = (t.index_select(0, number.flatten()).view(*number.shape, -1) for t in (q, k, v))  # (B, T, ...)
@@ -166,12 +170,8 @@ class Attention(nn.Module):
         v = v.view(B, T, self.n_kv_heads, self.head_dim)
         if cache is not None:
             keys, values = (t.transpose(1, 2) for t in cache)  # (B, S, n_kv_heads, D) each
-            if start is None:
-                keys[:, :T], values[:, :T] = k, v
-            else:  # each row writes at its own length, over what padding left there
-                rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
-                columns = start[:, None] + torch.arange(T, device=x.device)  # (B, T)
-                keys[rows, columns], values[rows, columns] = k, v
+            keys[at], values[at] = k, v  # each row at its own length, over what padding left there
+            if mask is not None:
                 k, v = keys[:, : mask.shape[3]], values[:, : mask.shape[3]]
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)
@@ -206,8 +206,8 @@ class Block(nn.Module):
         self.input_layernorm = norm(config)
         self.post_attention_layernorm = norm(config)
 
-    def forward(self, x, cos, sin, cache, start, mask, needed):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start, mask, needed)
+    def forward(self, x, cos, sin, cache, at, mask, needed):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, at, mask, needed)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -264,6 +264,7 @@ class Llama(nn.Module):
         positions = torch.arange(T, device=ids.device)  # (T,)
         if start is not None:
             positions = start[:, None] + positions  # (B, T)
+        at = torch.arange(len(ids), device=ids.device)[:, None], positions  # (B, 1), (B or 1, T)
         if start is not None or (window and T > window):
             S = T if start is None else cache[0][0].shape[2]
             if start is not None and ids.device.type == "cpu":  # not on a GPU, whose recorded steps need one shape
@@ -283,7 +284,7 @@ class Llama(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, None, None, mask, needed, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, cache and cache[i], start, mask, needed)
+                x = layer(x, cos, sin, cache and cache[i], at, mask, needed)
         return self.model.norm(x if wanted is None else x.index_select(0, wanted))
 
     def logits(self, h):

@@ -8,7 +8,7 @@
 
 Every piece of work runs in a process of its own, so that its peak memory is its own. The works take turns, so that
 a shared machine's slow minutes fall on all alike; figures are medians over the rounds. Where transformers can
-be imported, it does the same work in turn.
+be imported, it does the same work in turn; and so does llama.cpp, for one sequence, where llama_cpp and gguf can.
 """
 import importlib.util
 import json
@@ -18,6 +18,7 @@ import resource
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import command  # first: Ctrl-C is quiet from here on
 
+import numpy
 import torch
 
 from adapter import RULES, Adapter
@@ -137,15 +139,14 @@ def train_transformers(args) -> dict:
 
 
 def decode_ours(args) -> dict:
-    tokenizer = Tokenizer(args.model)
-    model = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
-    weights = sum(p.nbytes for p in model.parameters() if p is not model.model.embed_tokens.weight)
-    weights += model.head.weight.nbytes if model.config.tie_word_embeddings else 0
-    reorder_weights_for_cpu(model)
-    adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
-    prompt, result = encode_prompt(tokenizer, PROMPT), {}
+    tokenizer, result = Tokenizer(args.model), {}
     for batch in BATCHES:
-        prompts = [prompt] * batch
+        model = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
+        weights = sum(p.nbytes for p in model.parameters() if p is not model.model.embed_tokens.weight)
+        weights += model.head.weight.nbytes if model.config.tie_word_embeddings else 0
+        reorder_weights_for_cpu(model, batch)
+        adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
+        prompts = [encode_prompt(tokenizer, PROMPT)] * batch
         generate(model, prompts, -1, 8)  # -1: an EOS that no row can emit keeps every row to the end
         taken = seconds(lambda: generate(model, prompts, -1, args.tokens))
         ruled = seconds(lambda: generate(model, prompts, -1, args.tokens, adapter=adapter))
@@ -186,6 +187,68 @@ def decode_transformers(args) -> dict:
     return result | {"peak_memory": peak_memory(args)}
 
 
+def decode_llama_cpp(args) -> dict:
+    """One sequence, with the same weights in the same type."""
+    import llama_cpp
+
+    prompt, vocab_size = encode_prompt(Tokenizer(args.model), PROMPT), Config.from_json(
+        args.model / "config.json").vocab_size
+    llama_cpp.llama_log_set(no_log := llama_cpp.llama_log_callback(lambda *_: None), None)
+    with tempfile.TemporaryDirectory() as folder:
+        write_gguf(args.model, Path(folder) / "model.gguf", args.dtype)
+        loading = llama_cpp.llama_model_default_params()
+        loading.use_mmap = False
+        model = llama_cpp.llama_model_load_from_file(f"{folder}/model.gguf".encode(), loading)
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx, settings.n_batch = len(prompt) + args.tokens, len(prompt)
+    settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+    context = llama_cpp.llama_init_from_model(model, settings)
+
+    def work(n):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        new, answer = prompt, []
+        while len(answer) < n:
+            tokens = (llama_cpp.llama_token * len(new))(*new)
+            if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(new))):
+                raise ValueError("llama.cpp could not decode")
+            logits = numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), (vocab_size,))
+            new = [int(logits.argmax())]
+            answer += new
+        return answer
+
+    work(8)
+    return {"decode_1": args.tokens / seconds(lambda: work(args.tokens)), "peak_memory": peak_memory(args)}
+
+
+def write_gguf(folder: Path, path: Path, dtype: str):
+    """A model in llama.cpp's format, without its tokenizer, since only ids go in."""
+    import gguf
+
+    model = Llama.from_pretrained(folder)
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    kind = gguf.GGMLQuantizationType[{"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]]
+    for add, value in {
+            writer.add_context_length: config.context, writer.add_embedding_length: config.hidden_size,
+            writer.add_block_count: config.num_hidden_layers, writer.add_feed_forward_length: config.intermediate_size,
+            writer.add_head_count: config.num_attention_heads, writer.add_head_count_kv: config.num_key_value_heads,
+            writer.add_key_length: config.head_dim, writer.add_value_length: config.head_dim,
+            writer.add_rope_dimension_count: config.head_dim, writer.add_rope_freq_base: config.rope_theta,
+            writer.add_layer_norm_rms_eps: config.rms_norm_eps, writer.add_vocab_size: config.vocab_size,
+            writer.add_tokenizer_model: "none"}.items():
+        add(value)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # it turns neighbours, where the hub's layout has halves
+            weight = weight.view(-1, 2, config.head_dim // 2, config.hidden_size).transpose(1, 2).reshape(weight.shape)
+        its_kind = gguf.GGMLQuantizationType.F32 if weight.ndim == 1 else kind
+        writer.add_tensor(names.get_name(name, (".weight",)), gguf.quants.quantize(weight.numpy(), its_kind),
+                          raw_dtype=its_kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @torch.inference_mode()
 def decode_rules_as_the_papers_code(args) -> dict:
     """One sequence at a time, the whole prefix again for every token, the rules in Python, token by token."""
@@ -222,12 +285,12 @@ def growth(args) -> dict:
         model = Llama(config).init_weights().to(args.device)
         training, decoding = result[f"training, {name}"], result[f"decoding, {name}"] = {}, {}
         for batch, length in POINTS[-1:] + POINTS:  # the largest first, as a warm-up: new memory is slow
-            step = [((torch.arange(length) % vocabulary).tolist(),) * 2] * batch
+            step = [(ids, ids) for ids in torch.randint(vocabulary, (batch, length)).tolist()]
             training[f"{batch} x {length}"] = seconds(
                 lambda: accumulate_gradient(model, step, batch * length, fast_bf16(args.device)))
-        model = Llama(config).init_weights().to(args.device, getattr(torch, args.dtype)).eval()
-        reorder_weights_for_cpu(model)
         for batch, length in POINTS:
+            model = Llama(config).init_weights().to(args.device, getattr(torch, args.dtype)).eval()
+            reorder_weights_for_cpu(model, batch)
             cache, start = model.new_cache(batch, length), torch.full((batch,), length - 1, device=args.device)
             token = torch.zeros(batch, 1, dtype=torch.int64, device=args.device)
             with torch.inference_mode():
@@ -241,7 +304,7 @@ def where_the_time_goes(args) -> dict:
     tokenizer, model = Tokenizer(args.model), Llama.from_pretrained(args.model, device=args.device)
     examples = training_examples(args, tokenizer)
     decoder = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
-    reorder_weights_for_cpu(decoder)
+    reorder_weights_for_cpu(decoder, 1)
     for work in (lambda: accumulate_gradient(model, examples, token_budget(args), fast_bf16(args.device)),
                  lambda: generate(decoder, [encode_prompt(tokenizer, PROMPT)], -1, min(32, args.tokens))):
         work()
@@ -369,6 +432,10 @@ def main():
         works["transformers"] = [train_transformers, decode_transformers]
     else:
         print("transformers cannot be imported, so its column is missing", file=sys.stderr)
+    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
+        works["llama.cpp"] = [decode_llama_cpp]
+    else:
+        print("llama_cpp and gguf cannot be imported, so the column of llama.cpp is missing", file=sys.stderr)
     runs = {who: [] for who in works}
     for i in range(args.rounds):
         for who, parts in works.items():

@@ -176,13 +176,13 @@ def test_reordered_weights_give_the_same_logits(dtype, tolerance, tied):
     model = wide(tied, dtype)
     with torch.inference_mode():
         expected = model(IDS)
-        actual = reorder_weights_for_cpu(model)(IDS)
+        actual = reorder_weights_for_cpu(model, 2)(IDS)
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 CPUs read reordered weights")
 def test_reordered_weights_are_kept_once():
-    model = reorder_weights_for_cpu(wide(False, torch.float32))
+    model = reorder_weights_for_cpu(wide(False, torch.float32), 2)
     assert model.model.layers[0].mlp.up_proj.weight is None and model.lm_head.weight is None
     assert model.model.embed_tokens.weight is not None
 
@@ -194,7 +194,7 @@ def test_where_the_processor_refuses_plain_weights_stay(monkeypatch):
     model = wide(False, torch.float32)
     expected = model(IDS)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
-    assert torch.equal(reorder_weights_for_cpu(model)(IDS), expected)
+    assert torch.equal(reorder_weights_for_cpu(model, 2)(IDS), expected)
     assert model.lm_head.weight is not None and model.model.layers[0].mlp.up_proj.weight is not None
 
 
@@ -204,4 +204,4 @@ def test_a_build_without_onednn_is_not_asked_for_its_bf16(monkeypatch):
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
     assert fast_bf16("cpu") is False
     model = wide(True, torch.float32)
-    assert "logits" not in vars(reorder_weights_for_cpu(model))
+    assert "logits" not in vars(reorder_weights_for_cpu(model, 2))

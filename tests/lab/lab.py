@@ -109,6 +109,7 @@ def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = 
             adapter = Adapter(tokenizer, llama.config.vocab_size, rules, penalise_prompt=penalise_prompt)
             set_numbers(adapter, changed or {})
         prompts, answers = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions], []
+        machine.reorder_weights_for_cpu(llama, min(64, len(prompts)))
         for i in range(0, len(prompts), 64):
             answers += generate(llama, prompts[i : i + 64], tokenizer.eos_id, llama.config.context, adapter=adapter)
         write_json(folder / "answers.json", [tokenizer.decode(ids).strip() for ids in answers])

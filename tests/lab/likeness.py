@@ -1,16 +1,26 @@
 """How alike two texts are, to a base model: the cosine of the means of their last hidden states."""
+from functools import cache
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from lab.lab import load
 
 
+@cache  # every task is compared with the same texts
 @torch.inference_mode()
-def embed(base, texts: list[str]):
+def embed(base: Path, texts: tuple[str, ...]):
     """The mean over a text's tokens of the last layer's hidden states, (N, C)."""
-    model, tokenizer = load(base.folder)
-    return torch.cat([model.hidden(torch.tensor([tokenizer.start + tokenizer.encode(text or "\n").ids[:200]])).mean(1)
-                      for text in texts])
+    (model, tokenizer), means = load(base), []
+    rows = [torch.tensor(tokenizer.start + tokenizer.encode(text or "\n").ids[:200]) for text in texts]
+    for i in range(0, len(rows), 64):
+        lengths = torch.tensor([len(row) for row in rows[i : i + 64]])
+        ids = pad_sequence(rows[i : i + 64], batch_first=True)  # (B, T)
+        h = model.hidden(ids, wanted=torch.arange(ids.shape[1]) < lengths[:, None])  # (sum of lengths, C), row by row
+        means += [states.mean(0) for states in h.split(lengths.tolist())]
+    return torch.stack(means)
 
 
 def likeness(base, texts: list[str], *groups: list[str], centre: list[str]) -> list:
@@ -18,9 +28,9 @@ def likeness(base, texts: list[str], *groups: list[str], centre: list[str]) -> l
 
     centre: texts whose mean is taken off first, since the hidden states of all texts point in one direction.
     """
-    middle = embed(base, centre).mean(0)
+    middle = embed(base.folder, tuple(centre)).mean(0)
 
     def unit(some):
-        return F.normalize(embed(base, some) - middle, dim=-1)  # (N, C)
+        return F.normalize(embed(base.folder, tuple(some)) - middle, dim=-1)  # (N, C)
 
     return [(unit(texts) @ unit(group).T).mean(1) for group in groups]
