@@ -55,7 +55,7 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
 
     Prompts of any lengths, padded on the right: each row writes its keys and values at its own
     length, so a row's answer does not depend on its neighbours. Finished rows leave the batch when they
-    are a quarter of it, since leaving copies the cache and, on a GPU, records the step anew.
+    are a quarter of it, since leaving copies the cache; on a GPU half of it, since it records the step anew, too.
     temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
     Raises ValueError where a prompt fills the context.
     """
@@ -90,7 +90,7 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
         alive = [i for i, row in enumerate(rows) if row is not None]
         if not alive:
             break
-        if len(alive) <= 0.75 * len(rows):
+        if len(alive) <= (0.5 if step.record else 0.75) * len(rows):
             rows = [rows[i] for i in alive]
             keep = torch.tensor(alive, device=device)
             token, lengths, seen = token[keep], lengths[keep], seen[keep] if adapter else None

@@ -4,6 +4,7 @@
     python tests/bench.py --model DIR --data FILE.jsonl --dtype bfloat16 --rounds 3
     python tests/bench.py --model DIR --profile  # where the time goes
     python tests/bench.py --growth               # how time grows with length, batch and model size
+    python tests/bench.py --sample               # a sample of the laboratory: tune a model, ask it, grade it
     python tests/bench.py --memory CONFIG        # an estimate of what training takes on 1, 2, 4 and 8 GPUs
 
 Every piece of work runs in a process of its own, so that its peak memory is its own. The works take turns, so that
@@ -38,6 +39,7 @@ from data.machine import (compile_layers, default_device, device_name, fast_bf16
                           reorder_weights_for_cpu)
 from data.world import World
 from generate import generate
+from lab import lab
 from model import Config, Llama
 from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, LinearCrossEntropy, accumulate_gradient, n_scored
 
@@ -298,6 +300,21 @@ def growth(args) -> dict:
     return result
 
 
+def sample(args) -> dict:
+    """Seconds that one of the laboratory's workers takes to tune a base on 1,000 responses for 5 epochs, and to ask it
+    240 instructions and grade the answers; and the mean grade."""
+    lab.begin()
+    world = World()
+    dialogues, tasks = [row["messages"] for row in world.training_set("broad")], world.evaluation_sets()["eval"][:240]
+    with tempfile.TemporaryDirectory() as folder:
+        lab.KEPT, began = Path(folder), time.perf_counter()
+        model = lab.tune(args.model, dialogues, epochs=5, blank=True)
+        tuned = time.perf_counter()
+        answers = lab.ask(model, [task.instruction for task in tasks])
+        grade = statistics.mean(world.grade(task, output)[1] for task, output in zip(tasks, answers))
+    return {"tune": tuned - began, "ask and grade": time.perf_counter() - tuned, "grade": grade}
+
+
 def where_the_time_goes(args) -> dict:
     """Print PyTorch's profile of a forward and backward pass, and of 32 steps of decoding one sequence."""
     prepare(args.device)
@@ -378,6 +395,7 @@ def parse_arguments():
     parser.add_argument("--rounds", type=command.positive(int), default=1, help="how often to repeat it all")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--growth", action="store_true", help="time random models over length, batch and size instead")
+    what.add_argument("--sample", action="store_true", help="time a sample of the laboratory instead, on one thread")
     what.add_argument("--profile", action="store_true", help="show where the time goes instead")
     what.add_argument("--memory", type=Path, metavar="CONFIG", help="estimate the memory of training this config.json")
     args = parser.parse_args()
@@ -419,6 +437,11 @@ def main():
         print(json.dumps({"device": name, "torch": torch.__version__} | result))
         return
     args.model = model_folder(args.model)
+    if args.sample:
+        for i in range(args.rounds):
+            print(json.dumps({"device": "CPU, 1 thread", "torch": torch.__version__}
+                             | {what: round(value, 2) for what, value in alone(sample, args).items()}))
+        return
     fit_context(args)
     if args.profile:
         alone(where_the_time_goes, args)
