@@ -218,11 +218,13 @@ def needed_tokens(ids, wanted):
     ids: (B, T) int64. wanted: (B, T) bool. Returns where, (N,) int64, the places of these tokens in ids.flatten(), and
     number, (B, T) int64: which of the N stands for a token (any, for one that is not needed). N is at least 1.
     """
-    used = wanted.flip(1).cummax(1).values.flip(1)  # (B, T), True up to a row's last wanted token
+    rows = torch.arange(len(ids), device=ids.device, dtype=torch.int32)[:, None]  # (B, 1)
+    n_wanted = wanted.cumsum(1)
+    used = wanted | (n_wanted < n_wanted[:, -1:])  # (B, T), True up to a row's last wanted token
     used[0, 0] = True
-    alike = (ids[:, None] == ids).cumprod(2)  # (B, B, T), 1 where two rows are equal up to a token
-    first = (alike * used).argmax(1)  # (B, T), the first row that is like this one up to a token, and uses it
-    computed = used & (first == torch.arange(len(ids), device=ids.device)[:, None])
+    alike = (ids[:, None] != ids).cumsum(2) == 0  # (B, B, T), True where two rows are equal up to a token
+    first = ((alike & used) * (len(ids) - rows)).argmax(1)  # (B, T), the first row like this one that uses the token
+    computed = used & (first == rows)
     number = (computed.flatten().cumsum(0) - 1).view(ids.shape).gather(0, first)
     return computed.flatten().nonzero()[:, 0], number
 
