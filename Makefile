@@ -125,7 +125,7 @@ lab: $(ready)
 pretrain: $(ready)
 	$(PYTHON) data/world.py --seed "$$SEED" --out "out/world-$$SEED" --corpus 80000
 	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --data "out/world-$$SEED" --out "out/base-$$SEED" \
-		--seed "$$SEED" --batch-size 32 --token-budget 768 $(resume)
+		--seed "$$SEED" --batch-size 32 $(resume)
 	test "$$SEED" != 1 || cp out/base-1/model.safetensors out/base-1/tokenizer.json data/tiny/
 
 data: $(ready)

@@ -23,7 +23,7 @@ def test_a_tuned_model_and_its_answers_are_those_of_the_command_lines(kept, tmp_
     write_jsonl(tmp_path / "data" / "broad.jsonl", ROWS)
     write_jsonl(tmp_path / "ask.jsonl", [{"instruction": row["messages"][0]["content"]} for row in ROWS[:5]])
     command("train.py", "--method", "response", "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1,
-            "--lr", lab.LR, "--token-budget", lab.TOKEN_BUDGET, "--seed", 3)
+            "--lr", lab.LR, "--seed", 3)
     command("generate.py", "--model", tmp_path / "run", "--input", tmp_path / "ask.jsonl", "--rules", "eos,repeats",
             "--output", tmp_path / "answers.json")
     model = lab.tune(TINY, [row["messages"] for row in ROWS], 1, seed=3, blank=True)
@@ -49,7 +49,7 @@ def test_pretraining_reads_each_document_of_the_world_once(kept, tmp_path):
     data = tmp_path / "data"
     command("data/world.py", "--out", data, "--corpus", 70, "--seed", 2)
     command("train.py", "--method", "pretrain", "--model", TINY, "--data", data, "--out", tmp_path / "base",
-            "--batch-size", 32, "--token-budget", lab.TOKEN_BUDGET)
+            "--batch-size", 32)
     base = lab.pretrain(TINY / "config.json", World(seed=2), 70)
     for name in ("tokenizer.json", "model.safetensors"):
         assert fingerprint(base / name) == fingerprint(tmp_path / "base" / name)

@@ -6,7 +6,7 @@ from torch.nn.utils import parametrize
 
 from data.files import read_json, write_json
 from data.format import encode
-from lab.lab import TOKEN_BUDGET, identity, kept, load, save_tuned
+from lab.lab import identity, kept, load, save_tuned
 from train import train
 
 
@@ -41,7 +41,7 @@ def adapt(base, dialogues, epochs, seed, kind, lr):
         model, tokenizer = load(base)
         trainable(model, kind)
         examples = [encode(tokenizer, messages, model.config.context, blank=True) for messages in dialogues]
-        train(model, examples, epochs=epochs, lr=lr, seed=seed, token_budget=TOKEN_BUDGET, report=lambda line: None)
+        train(model, examples, epochs=epochs, lr=lr, seed=seed, report=lambda line: None)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module):
                 parametrize.remove_parametrizations(module, "weight")

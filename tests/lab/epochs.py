@@ -15,7 +15,7 @@ from data.files import read_json, write_json
 from data.format import encode, encode_prompt
 from generate import generate
 from judge import log_likelihoods
-from lab.lab import LR, TOKEN_BUDGET, identity, kept, load, side_by_side
+from lab.lab import LR, identity, kept, load, side_by_side
 from lab.svg import BLUE, GREEN, GREY, RED, Panel, plot
 from train import METHODS, n_scored, train
 
@@ -45,7 +45,7 @@ def curve(base, method: str) -> list[dict]:
 
         look()
         train(model, examples, epochs=EPOCHS * (1000 // len(dialogues) if not base.most else 1), lr=LR, seed=base.seed,
-              token_budget=TOKEN_BUDGET, report=look)
+              report=look)
         write_json(folder / "curve.json", rows)
 
     made = kept("curves", [identity(base.folder), method, base.seed, base.most, STEPS, EPOCHS], make)

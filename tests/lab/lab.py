@@ -32,10 +32,9 @@ from data.hub import weight_files
 from data.world import World
 from generate import generate
 from model import Config, Llama
-from train import GPU_TOKEN_BUDGET, adamw, n_scored, train
+from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, adamw, n_scored, train
 
 KEPT = ROOT / "out" / "lab"
-TOKEN_BUDGET = 768  # of a micro-batch: the fastest for a model this small
 LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends as well, in half the time
 DOCUMENTS = 80_000  # that a base model reads, once each
 STAGES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of pretraining, after which the model is kept, too
@@ -48,7 +47,7 @@ def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: floa
     model as it was after that share of the documents. A GPU does it, where there is one: half a minute instead of ten.
     """
     def make(folder):
-        device, budget = ("cuda", GPU_TOKEN_BUDGET) if torch.cuda.is_available() else ("cpu", TOKEN_BUDGET)
+        device, budget = ("cuda", GPU_TOKEN_BUDGET) if torch.cuda.is_available() else ("cpu", CPU_TOKEN_BUDGET)
         machine.prepare(device)
         settings, rng = Config.from_json(config), random.Random(f"corpus {world.seed}")
         texts = [world.document(rng) for _ in range(documents)]
@@ -83,8 +82,7 @@ def tune(base: Path, dialogues: list[list[dict]], epochs: int, seed: int = 1, lr
     def make(folder):
         model, tokenizer = load(base)
         examples = [encode(tokenizer, messages, model.config.context, blank, prompt) for messages in dialogues]
-        train(model, list(filter(n_scored, examples)), epochs=epochs, lr=lr, seed=seed, token_budget=TOKEN_BUDGET,
-              report=lambda line: None)
+        train(model, list(filter(n_scored, examples)), epochs=epochs, lr=lr, seed=seed, report=lambda line: None)
         save_tuned(model, base, folder)
 
     return kept("tuned", [identity(base), dialogues, epochs, seed, lr, blank, prompt], make)
