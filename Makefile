@@ -121,10 +121,10 @@ sweep: $(ready)
 lab: $(ready)
 	@$(PYTHON) tests/lab $${Q:+"$$Q"}
 
-# one thread, so that the bytes do not depend on how many there are; another seed makes another world and its base
+# two threads, so that the bytes do not depend on how many there are; another seed makes another world and its base
 pretrain: $(ready)
 	$(PYTHON) data/world.py --seed "$$SEED" --out "out/world-$$SEED" --corpus 80000
-	OMP_NUM_THREADS=1 $(PYTHON) train.py --method pretrain --data "out/world-$$SEED" --out "out/base-$$SEED" \
+	OMP_NUM_THREADS=2 $(PYTHON) train.py --method pretrain --data "out/world-$$SEED" --out "out/base-$$SEED" \
 		--seed "$$SEED" --batch-size 32 $(resume)
 	test "$$SEED" != 1 || cp out/base-1/model.safetensors out/base-1/tokenizer.json data/tiny/
 

@@ -5,11 +5,9 @@ import os
 import platform
 import shutil
 import sys
-from functools import partial
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from data.command import ran_out_of_memory
 
@@ -85,8 +83,7 @@ def reorder_weights_for_cpu(model, batch_size: int):
     A step of decoding mostly reads the weights, and reads them up to twice as fast so. Those of queries, keys and values
     become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the operator
     refuses (bf16 without AVX-512), nothing is done.
-    batch_size: how many sequences a step will have. The order is oneDNN's for it (torch.compile's freezing does the
-    same), but for one sequence without AVX-512: there a matrix is read fastest along its longer side.
+    batch_size: how many sequences a step will have. The order is oneDNN's for it; torch.compile's freezing does the same.
     """
     x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
     if not x86 or not torch.backends.mkldnn.is_available():
@@ -97,22 +94,14 @@ def reorder_weights_for_cpu(model, batch_size: int):
         weight = torch.cat([layer.weight.detach() for layer in layers])  # (out, in)
         if weight.numel() < 100_000:
             return None
-        if along_the_longer_side and weight.dtype == torch.float32:
-            weight = weight.t().contiguous().t() if len(weight) > weight.shape[1] else weight
-            product = partial(F.linear, weight=weight)
-        else:
-            try:
-                packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
-            except RuntimeError:
-                return None
-            product = partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=None, attr="none", scalars=[],
-                              algorithm="")
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
+        except RuntimeError:
+            return None
         for layer in layers:
             if isinstance(layer, nn.Linear):  # an embedding's rows are still looked up
                 layer.weight = None
-        return product
-
-    along_the_longer_side = batch_size == 1 and not torch.cpu.get_capabilities().get("avx512_f", False)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
     def project_at_once(attention):
         parts = attention.q_proj, attention.k_proj, attention.v_proj
