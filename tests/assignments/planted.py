@@ -169,7 +169,8 @@ RIGHT = [
     kept = kept / kept.sum(-1, keepdim=True)
     u = torch.rand(len(kept), 1, generator=generator)
     return (kept.cumsum(-1) < u * 0.999999).sum(-1)""")),
-    ("generate", "no row leaves the batch", ("if len(alive) <= 0.75 * len(rows):", "if False:")),
+    ("generate", "no row leaves the batch", ("if len(alive) <= (0.5 if step.record else 0.75) * len(rows):",
+                                             "if False:")),
     ("learning_rate", "lines of its own", ("progress = (step - n_warmup) / (n_steps - n_warmup)",
                                            "progress = 1 - (n_steps - step) / (n_steps - n_warmup)")),
 ]
