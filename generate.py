@@ -55,7 +55,8 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
 
     Prompts of any lengths, padded on the right: each row writes its keys and values at its own
     length, so a row's answer does not depend on its neighbours. Finished rows leave the batch when they
-    are a quarter of it, since leaving copies the cache; on a GPU half of it, since it records the step anew, too.
+    are a quarter of it, since leaving copies the cache. On a GPU leaving also records the step anew, so there
+    they leave when they are half of it.
     temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
     Raises ValueError where a prompt fills the context.
     """

@@ -223,9 +223,10 @@ def needed_tokens(ids, wanted):
     used = wanted | (n_wanted < n_wanted[:, -1:])  # (B, T), True up to a row's last wanted token
     used[0, 0] = True
     alike = (ids[:, None] != ids).cumsum(2) == 0  # (B, B, T), True where two rows are equal up to a token
-    first = ((alike & used) * (len(ids) - rows)).argmax(1)  # (B, T), the first row like this one that uses the token
+    # (B, T), the first row like this one that uses the token: the rows count down, so one number is the largest
+    first = ((alike & used) * (len(ids) - rows)).argmax(1)
     computed = used & (first == rows)
-    number = (computed.flatten().cumsum(0) - 1).view(ids.shape).gather(0, first)
+    number = (computed.flatten().cumsum(0) - 1).view(ids.shape).gather(0, first)  # (B, T)
     return computed.flatten().nonzero()[:, 0], number
 
 

@@ -131,9 +131,6 @@ def collate(batch: list, device):
     return tuple(tensor.to(device) for tensor in tensors)
 
 
-CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 16384  # of a micro-batch; where more bring no speed, fewer take less memory
-
-
 def learning_rate(step: int, n_steps: int, peak: float, schedule: str = "cosine", warmup: float = 0.1) -> float:
     """The rate of step 0 <= step < n_steps: a linear rise over ceil(warmup * n_steps) steps, then down towards 0.
 
@@ -155,6 +152,9 @@ def adamw(model: Llama, beta2: float = 0.999):
     fast at first, and a long memory of the large ones would keep the steps small.
     """
     return torch.optim.AdamW(model.parameters(), betas=(0.9, beta2), weight_decay=0.0, fused=True)
+
+
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 16384  # tokens of a micro-batch: more take memory and bring no speed
 
 
 def train(model: Llama, examples: list, *, epochs: int, lr: float, batch_size: int = 64, seed: int = 1,

@@ -80,10 +80,10 @@ def or_eagerly(model, step):
 def reorder_weights_for_cpu(model, batch_size: int):
     """Put large weights in the order in which an x86 CPU's matrix kernel reads them. The model can only decode after.
 
-    A step of decoding mostly reads the weights, and reads them up to twice as fast so. Those of queries, keys and values
-    become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the operator
-    refuses (bf16 without AVX-512), nothing is done.
-    batch_size: how many sequences a step will have. The order is oneDNN's for it; torch.compile's freezing does the same.
+    A step of decoding mostly reads the weights, and reads them up to twice as fast so. The matrices of queries, keys and
+    values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the
+    operator refuses (bf16 without AVX-512), nothing is done.
+    batch_size: how many sequences a step will have; oneDNN chooses the order for that number.
     """
     x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
     if not x86 or not torch.backends.mkldnn.is_available():

@@ -13,7 +13,7 @@ from pathlib import Path
 from adapter import RULES
 from data.files import digest, write_text
 from data.world import FAMILIES, KIND, Task, World
-from lab.lab import DOCUMENTS, LR, ROOT, ask, kept, pretrain, side_by_side, tune
+from lab.lab import DOCUMENTS, LR, PRETRAINING_LR, ROOT, ask, kept, pretrain, side_by_side, tune
 from model import Config
 from train import METHODS
 
@@ -58,7 +58,7 @@ def three_bases(workers: int) -> list[Base]:
     return [Base(folder, worlds[seed], seed) for seed, folder in enumerate([tiny, *made.values()], 1)]
 
 
-def another(base: Base, world: World | None = None, lr: float = 3e-3, **changes) -> Base:
+def another(base: Base, world: World | None = None, lr: float = PRETRAINING_LR, **changes) -> Base:
     """A base that is pretrained with the same seed on as many documents, with changes of its config, or on a world.
 
     lr: the rate of pretraining.

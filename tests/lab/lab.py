@@ -36,11 +36,12 @@ from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, adamw, n_scored, train
 
 KEPT = ROOT / "out" / "lab"
 LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends as well, in half the time
+PRETRAINING_LR = 3e-3  # the one of `make pretrain`
 DOCUMENTS = 80_000  # that a base model reads, once each
 STAGES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of pretraining, after which the model is kept, too
 
 
-def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: float = 3e-3) -> Path:
+def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: float = PRETRAINING_LR) -> Path:
     """The folder of a base model that has read so many documents of a world, each once, as `make pretrain` does it.
 
     config: a config.json. seed: of the first weights and of the order. Subfolders "1-32", "1-16" and so on hold the

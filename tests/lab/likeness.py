@@ -11,9 +11,9 @@ from lab.lab import load
 
 @cache  # every task is compared with the same texts
 @torch.inference_mode()
-def embed(base: Path, texts: tuple[str, ...]):
+def embed(folder: Path, texts: tuple[str, ...]):
     """The mean over a text's tokens of the last layer's hidden states, (N, C)."""
-    (model, tokenizer), means = load(base), []
+    (model, tokenizer), means = load(folder), []
     rows = [torch.tensor(tokenizer.start + tokenizer.encode(text or "\n").ids[:200]) for text in texts]
     for i in range(0, len(rows), 64):
         lengths = torch.tensor([len(row) for row in rows[i : i + 64]])

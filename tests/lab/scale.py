@@ -11,7 +11,7 @@ sure of its silences, too. Between the two largest little changes: the documents
 Held against: "it should grow with scale" is a guess so far; the paper has 7B models alone.
 """
 from lab.compare import WAYS, another, graded, summary, ways
-from lab.lab import LR, load, side_by_side
+from lab.lab import LR, PRETRAINING_LR, load, side_by_side
 from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot
 
 SHAPES = (  # width, width of the MLP, layers, heads, key/value heads, width of a head
@@ -43,7 +43,7 @@ def size(base, changes: dict):
     config = load(base.folder)[0].config
     if all(getattr(config, name) == value for name, value in changes.items()):
         return base
-    return another(base, lr=1.5e-3 if changes["hidden_size"] > 256 else 3e-3, **changes)
+    return another(base, lr=PRETRAINING_LR / 2 if changes["hidden_size"] > 256 else PRETRAINING_LR, **changes)
 
 
 def draw(rows) -> str:
