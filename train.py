@@ -285,9 +285,8 @@ def settle_defaults(args, config: Config):
     args.max_length = min(args.max_length, config.context)
     args.token_budget = args.token_budget or (GPU_TOKEN_BUDGET if cuda else CPU_TOKEN_BUDGET)
     args.compile = cuda if args.compile is None else args.compile
-    if args.compile and not cuda and not machine.has_compiler():
-        raise ValueError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ is on the path; "
-                         "leave it out")
+    if args.compile:
+        machine.check_compiler(args.device)
     if args.lr is None:  # the paper's for OLMo-7B and Llama-2-7B; a narrow model takes, and needs, larger steps
         paper = 3e-6 if config.model_type == "olmo" else 1e-5
         args.lr = 3e-3 if args.method == "pretrain" else paper if config.hidden_size >= 2048 else 5e-5

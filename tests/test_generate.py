@@ -1,4 +1,6 @@
 """generate.py: batched decoding against decoding one at a time with no cache, and the command line."""
+import copy
+import functools
 import json
 import re
 import shutil
@@ -35,6 +37,34 @@ def test_batched_decoding_equals_one_by_one_and_cached_equals_uncached(small_mod
     assert len({len(ids) for ids in slow}) > 1 and max(map(len, slow)) == n
     assert generate(small_model, prompts, eos_id, n) == slow
     assert [generate(small_model, [prompt], eos_id, n)[0] for prompt in prompts] == slow
+
+
+def test_compiled_steps_decode_what_plain_ones_do(small_model, prompts, monkeypatch):
+    """By the compiler's front half alone, from a short prompt through a cache that grows."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(module, "CACHE_BLOCK", 4)
+    slow = [generate_slowly(small_model, prompt, -1, 10) for prompt in prompts[:2]]
+    model = copy.deepcopy(small_model)
+    machine.compile_decoding(model, 1)
+    assert "logits" in vars(model) and isinstance(model.model.layers[0].mlp.up_proj, machine.VectorLinear)
+    assert [generate(model, [prompt], -1, 10)[0] for prompt in prompts[:2]] == slow
+
+
+def test_where_compiling_fails_decoding_goes_on_without(small_model, prompts, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda *args: 1 / 0)
+    model = copy.deepcopy(small_model)
+    machine.compile_decoding(model, 1)
+    assert capsys.readouterr().err == "torch.compile failed (division by zero); decoding goes on without it, more slowly\n"
+    assert generate(model, prompts[:1], -1, 8) == [generate_slowly(small_model, prompts[0], -1, 8)]
+
+
+def test_compiling_is_for_one_sequence_on_a_machine_with_a_compiler(tmp_path, monkeypatch):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"instruction": "Hi"}\n' * 2)
+    options = ["generate.py", "--model", TINY, "--device", "cpu", "--compile"]
+    assert_refused(command(*options, "--input", questions), "--compile", "--batch-size 1")
+    monkeypatch.setattr(machine, "has_compiler", lambda: False)
+    assert_refused(command(*options, "--prompt", "Hi"), "--compile", "g++")
 
 
 @pytest.mark.parametrize("name", ["llama2", "smollm2"])
