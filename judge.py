@@ -296,7 +296,7 @@ def parse_arguments():
     parser.add_argument("--reference", type=command.path, help="the answers to compare --outputs with")
     parser.add_argument("--judge", type=command.text, default="world", metavar="world|MODEL",
                         help="the world's answer key, or a model to ask")
-    parser.add_argument("--data", type=command.path, default="data/world", 
+    parser.add_argument("--data", type=command.path, default="data/world",
                         help="of the world that judges, or of AlpacaEval's instructions and their difficulties")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
     parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")

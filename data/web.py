@@ -201,7 +201,10 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str
         for thread in threads:
             thread.start()
         while done < len(bodies):
-            event = events.get()  # an exception, a text to show once, or None for one more answer
+            try:  # not for ever: Python sees an interrupt that comes just before a wait only when it has ended
+                event = events.get(timeout=1)  # an exception, a text to show once, or None for one more answer
+            except queue.Empty:
+                continue
             if isinstance(event, BaseException):
                 raise event
             done += event is None

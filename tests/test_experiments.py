@@ -67,8 +67,11 @@ def bases(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """Jobs run in this process, though as if sent to another one, and what they make is forgotten."""
+    """Jobs run in this process, though as if sent to another one; an answer has 12 tokens at most, since a random model
+    would fill its context; and what is made is forgotten."""
     monkeypatch.setattr(lab, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(lab, "generate", lambda model, prompts, eos_id, most, **options: generate(
+        model, prompts, eos_id, min(most, 12), **options))
 
     def one_by_one(jobs, workers):
         sent = {name: pickle.loads(pickle.dumps(job)) for name, job in jobs.items()}
