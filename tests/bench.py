@@ -152,7 +152,7 @@ def decode_ours(args) -> dict:
         model = Llama.from_pretrained(args.model, getattr(torch, args.dtype), args.device).eval()
         weights = sum(p.nbytes for p in model.parameters() if p is not model.model.embed_tokens.weight)
         weights += model.head.weight.nbytes if model.config.tie_word_embeddings else 0
-        compile_decoding(model, batch) if args.compile else reorder_weights_for_cpu(model, batch)
+        (compile_decoding if args.compile else reorder_weights_for_cpu)(model, batch)
         adapter = Adapter(tokenizer, model.config.vocab_size, device=args.device)
         prompts = [encode_prompt(tokenizer, PROMPT)] * batch
         generate(model, prompts, -1, 8)  # -1: an EOS that no row can emit keeps every row to the end
@@ -458,7 +458,7 @@ def main():
     if cuda or has_compiler():
         works["nanofollow, compiled"] = [train_ours, decode_ours]
     else:
-        print("there is no C++ compiler, so the column of compiled training is missing", file=sys.stderr)
+        print("there is no C++ compiler, so the compiled column is missing", file=sys.stderr)
     if importlib.util.find_spec("transformers"):
         works["transformers"] = [train_transformers, decode_transformers]
     else:
