@@ -131,8 +131,8 @@ def compile_decoding(model, batch_size: int):
 def reorder_weights_for_cpu(model, batch_size: int):
     """Put large weights in the order in which an x86 CPU's matrix kernel reads them. The model can only decode after.
 
-    A step of decoding mostly reads the weights, and reads them up to twice as fast so. The matrices of queries, keys and
-    values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the
+    A step of decoding mostly reads the weights, and reads them up to twice as fast so. The matrices of queries, keys
+    and values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the
     operator refuses (bf16 without AVX-512), nothing is done.
     batch_size: how many sequences a step will have; oneDNN chooses the order for that number.
     """

@@ -50,8 +50,8 @@ POINTS = ((1, 256), (1, 512), (1, 1024), (1, 2048), (4, 256), (16, 256))  # batc
 
 
 def seconds(work, least: float = 1.0) -> float:
-    """The median time of a call of `work`, over `least` seconds of calls behind a first one that is a warm-up. Work that
-    takes ten times as long is done once."""
+    """The median time of a call of `work`, over `least` seconds of calls behind a first one that is a warm-up.
+    Work that takes ten times as long is done once."""
     times = []
     while not times or sum(times[1:]) < least and times[0] < 10 * least:
         began = time.perf_counter()

@@ -54,7 +54,8 @@ def test_where_compiling_fails_decoding_goes_on_without(small_model, prompts, mo
     monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda *args: 1 / 0)
     model = copy.deepcopy(small_model)
     machine.compile_decoding(model, 1)
-    assert capsys.readouterr().err == "torch.compile failed (division by zero); decoding goes on without it, more slowly\n"
+    assert capsys.readouterr().err == ("torch.compile failed (division by zero); decoding goes on without it, "
+                                       "more slowly\n")
     assert generate(model, prompts[:1], -1, 8) == [generate_slowly(small_model, prompts[0], -1, 8)]
 
 
