@@ -82,11 +82,12 @@ def or_eagerly(model, step):
 
 
 def stop_compiling(model, error: Exception, work: str):
+    """Plain layers again, and a sentence that says why. work: what goes on, "training" or "decoding"."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     print(f"torch.compile failed ({reason[:200]}); {work} goes on without it, more slowly", file=sys.stderr)
-    for module in (model, *model.model.layers):
-        for name in ("forward", "logits"):
-            vars(module).pop(name, None)
+    vars(model).pop("logits", None)
+    for layer in model.model.layers:
+        vars(layer).pop("forward", None)
 
 
 class VectorLinear(nn.Linear):
@@ -103,7 +104,7 @@ def compile_decoding(model, batch_size: int):
     and where it fails, a sentence says so and the layers stay plain.
 
     On a CPU this is for one sequence: then a layer's step becomes two loops and attention between them, instead of some
-    seventy operators, and takes 0.6 of the time. More sequences profit more from `reorder_weights_for_cpu`.
+    seventy operators (tests/README.md, Speed). More sequences profit more from `reorder_weights_for_cpu`.
     batch_size: how many sequences a step will have.
     """
     def compile_layer(layer):

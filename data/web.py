@@ -201,7 +201,7 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str
         for thread in threads:
             thread.start()
         while done < len(bodies):
-            try:  # not for ever: Python sees an interrupt that comes just before a wait only when it has ended
+            try:  # Ctrl-C in the instant before a wait is seen only after it, so no wait is long
                 event = events.get(timeout=1)  # an exception, a text to show once, or None for one more answer
             except queue.Empty:
                 continue

@@ -129,7 +129,8 @@ def percent(row: dict, column: str, questions: list[str], families) -> float:
 
 def table_markdown(results: list[dict]) -> str:
     """The paper's tables: of results[0], a base, and beside it the mean over all results' bases."""
-    lines = [f"| win rate against instruction tuning, % | this base, ± over seeds | {len(results)} bases, ± over bases "
+    lines = ["| win rate against instruction tuning, % | this base, ± over seeds "
+             f"| {len(results)} bases, ± over bases "
              "| right | right and no more | novel families, right | epochs | Llama-2-7B | OLMo-7B |", "|---" * 9 + "|"]
     for i, row in enumerate(results[0]["rows"]):
         if row["penalise_prompt"] and not results[0]["rows"][i - 1]["penalise_prompt"]:
