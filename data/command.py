@@ -1,12 +1,56 @@
-"""The manners of every command line here: bad input ends in one sentence and exit code 2, Ctrl-C in 130.
+"""The manners of every command line here: bad input ends in one sentence and exit code 2, Ctrl-C in 130, and the
+processors are shared with whoever else uses them.
 
-Import this before torch: a Ctrl-C during the slow imports then ends the program without a traceback too.
+Import this before torch, which reads the settings of its threads as it is loaded. A Ctrl-C during the slow imports ends
+the program without a traceback, too.
 """
 import argparse
 import math
 import os
+import re
 import sys
 from pathlib import Path
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """How many processors' time the control group of this process has, as of a container with `--cpus 2`.
+
+    Infinite without a quota, or without control groups of version 2 (Linux). root: of the file system.
+    """
+    quotas, groups = [math.inf], root / "proc/self/cgroup"
+    found = re.search(r"^0::/(.*)$", groups.read_text(), re.M) if groups.exists() else None
+    if found:
+        group = root / "sys/fs/cgroup" / found[1]
+        limits = [folder / "cpu.max" for folder in (group, *group.parents)]  # an outer group's quota holds, too
+        for limit in filter(Path.exists, limits):
+            quota, period = limit.read_text().split()  # microseconds of processor time, in so many of the clock's
+            quotas.append(math.inf if quota == "max" else int(quota) / int(period))
+    return min(quotas)
+
+
+def n_processors() -> int:
+    """How many processors this process can keep busy: those that it may run on, or fewer where it has a quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(n, cpu_quota())))
+
+
+def share_processors():
+    """Settings of PyTorch's threads, for its import. What somebody has set already stays.
+
+    A thread that is out of work spins for a while before it sleeps, since more work may come at once. GNU's OpenMP spins
+    300,000 times. Beside another busy process a thread that spins keeps a processor from the one that has the work, and
+    training takes two to ten times as long. 1,000 is what OpenMP takes itself where it knows of more threads than
+    processors; see "Speed" in tests/README.md for what it costs.
+    """
+    if "torch" in sys.modules:  # too late
+        return
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if cpu_quota() < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(n_processors()))
+
+
+share_processors()
 
 
 def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):

@@ -148,29 +148,30 @@ class Task:
     silences: list[str] = field(default_factory=list)
 
 
+def knob(default, help: str):
+    """A field of World that a reader can turn, with what it says of itself under --help."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class World:
     """The facts, and everything that is written about them. The same arguments make the same world.
 
-    seed: of the facts, of the order of the families' doses, and of what is held out.
-    share_answered: the share of question pages, over all families, on which somebody answers.
-    dose_spread: how far the families' shares spread around it: at 1 from 0 to twice the mean, at 0 not at all.
-    share_chat_marked: the share of question pages whose labels stand in the chat format's marks, `<|label|>`.
-    another_turn: the chance that a page goes on after a turn; so its turns are geometrically distributed.
-    silences: the shares of unanswered pages that go on with another question, a remark, or page furniture.
-    phrasings: in how many ways, from 1 to 3, a fact is told.
-    repeats: how often a held-out subject is told, relative to others.
     Raises ValueError where one of them is out of its range.
     """
 
-    seed: int = 1
-    share_answered: float = 0.08
-    dose_spread: float = 1.0
-    share_chat_marked: float = 0.08
-    another_turn: float = 0.6
-    silences: tuple[float, float, float] = (0.4, 0.35, 0.25)
-    phrasings: int = 3
-    repeats: float = 1.0
+    seed: int = knob(1, "of the facts, of the order of the families' doses, and of what is held out")
+    share_answered: float = knob(0.08, "the share of question pages, over all families, on which somebody answers")
+    dose_spread: float = knob(1.0, "how far the families' shares spread around it: at 1 from 0 to twice the mean, "
+                                   "at 0 not at all")
+    share_chat_marked: float = knob(0.08, "the share of question pages whose labels stand in the chat format's marks, "
+                                          "`<|label|>`")
+    another_turn: float = knob(0.6, "the chance that a page goes on after a turn; so its turns are geometrically "
+                                    "distributed")
+    silences: tuple[float, float, float] = knob((0.4, 0.35, 0.25), "the shares of unanswered pages that go on with "
+                                                "another question, a remark, or page furniture")
+    phrasings: int = knob(3, "in how many ways, from 1 to 3, a fact is told")
+    repeats: float = knob(1.0, "how often a held-out subject is told, relative to others")
 
     def __post_init__(self):
         self.check()
@@ -547,7 +548,7 @@ def load_world(folder: Path) -> World:
     """The world whose sets a folder holds. Raises FileNotFoundError or ValueError where its world.json is not one."""
     path, remedy = folder / "world.json", "python data/world.py writes it"
     values = read_json(path, remedy)
-    known = {knob.name: type(knob.default) for knob in fields(World)}
+    known = {setting.name: type(setting.default) for setting in fields(World)}
     if not isinstance(values, dict) or values.keys() != known.keys():
         raise ValueError(f"{path}: expected the values of {', '.join(known)}; {remedy}")
     try:
@@ -582,14 +583,14 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write")
     parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too")
     parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers, and write nothing")
-    for knob in fields(World):
-        kind, n = (float, 3) if knob.name == "silences" else (type(knob.default), None)
-        parser.add_argument("--" + knob.name.replace("_", "-"), type=kind, nargs=n, default=knob.default, metavar="X",
-                            help="of " + re.search(rf" {knob.name}: (.*?)\n    \w+:", World.__doc__ + "x:", re.S)[1])
+    for setting in fields(World):
+        kind, n = (float, 3) if setting.name == "silences" else (type(setting.default), None)
+        parser.add_argument("--" + setting.name.replace("_", "-"), type=kind, nargs=n, default=setting.default,
+                            metavar="X", help=setting.metadata["help"])
     args = parser.parse_args()
     if args.corpus < 0:
         parser.error("--corpus must be 0 or more")
-    world = World(**{knob.name: getattr(args, knob.name) for knob in fields(World)})
+    world = World(**{setting.name: getattr(args, setting.name) for setting in fields(World)})
     if args.grade:
         return print_grades(args.grade, world)
     for name in ("broad", "mbpp", "gsm", "poetry", "recipes", "chess"):

@@ -4,11 +4,14 @@ import io
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+import data.command  # before torch, whose threads it sets
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from data.format import Tokenizer
 from data.world import World
 from model import Config, Llama
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup or some CI it is ignored, by children too
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "data" / "tiny"
 

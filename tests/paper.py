@@ -213,7 +213,7 @@ def main():
     parser.add_argument("--model", default="data/tiny",
                         help="the base model; for the sweep, the folder of its config.json")
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="the folder of the base's world.json")
-    parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
+    parser.add_argument("--workers", type=command.positive(int), default=min(command.n_processors(), 8),
                         help="processes side by side")
     parser.add_argument("--seeds", type=command.positive(int), default=3, help="of finetuning, for the table")
     args = parser.parse_args()

@@ -86,19 +86,21 @@ def test_every_question_has_points_cases_and_three_planted_mistakes_that_the_tab
 
 
 @pytest.fixture
-def impatient(graders, runner, tmp_path):
-    """A grader of assignment 1 that gives less time and memory, once it has graded the reference."""
+def strict(graders, runner, tmp_path):
+    """A grader of assignment 1 that gives less memory, once it has graded the reference."""
     graders[1].grade(hand_out.clean_files(ASSIGNMENTS[1]), tmp_path / "reference.json")
-    before, (runner.seconds, runner.memory) = (runner.seconds, runner.memory), (1.5, 1 << 30)
+    before, (runner.seconds, runner.memory) = (runner.seconds, runner.memory), (runner.seconds, 1 << 30)
     yield graders[1]
     runner.seconds, runner.memory = before
 
 
 @pytest.mark.parametrize("what", planted.BAD)
-def test_what_is_no_answer_gets_nothing_and_a_clear_line(impatient, tmp_path, what):
+def test_what_is_no_answer_gets_nothing_and_a_clear_line(strict, runner, tmp_path, what):
     body, said = planted.BAD[what]
+    if said == "took longer than":  # the others must not fail for a busy machine's slowness
+        runner.seconds = 1.5
     secret = Path(HERE, "cases.py").read_bytes()
-    results = impatient.grade(planted.only_body("learning_rate", body), tmp_path / "r.json")
+    results = strict.grade(planted.only_body("learning_rate", body), tmp_path / "r.json")
     assert planted.scores(results)["1.4"] == (0, 15) and total(results) == pytest.approx((85, 100))
     assert all(said in row["output"] for row in results["tests"] if row["number"] == "1.4"), results["tests"][-1]
     assert Path(HERE, "cases.py").read_bytes() == secret
@@ -110,30 +112,30 @@ def test_what_is_no_answer_gets_nothing_and_a_clear_line(impatient, tmp_path, wh
     (b"", "there is no function summed_loss"), (None, "train.py is not in the submission"),
     (b"def learning_rate():\n    pass\n", "there is no function summed_loss"),
 ])
-def test_what_is_no_python_gets_nothing_for_its_questions(impatient, tmp_path, content, said):
+def test_what_is_no_python_gets_nothing_for_its_questions(strict, tmp_path, content, said):
     files = {"data/format.py": hand_out.clean_files(ASSIGNMENTS[1])["data/format.py"], "train.py": content}
     files = {name: data for name, data in files.items() if data is not None}
-    results = impatient.grade(files, tmp_path / "r.json")
+    results = strict.grade(files, tmp_path / "r.json")
     assert planted.scores(results)["1.1"] == (35, 35) and total(results)[0] == pytest.approx(35)
     assert said in results["tests"][2]["output"]
 
 
-def test_helpers_come_along_and_other_changes_are_named_and_ignored(impatient, tmp_path):
+def test_helpers_come_along_and_other_changes_are_named_and_ignored(strict, tmp_path):
     files = planted.plant("learning_rate", ("math.ceil(warmup * n_steps)", "up(warmup * n_steps)"))
     text = files["train.py"].replace(b"def collate(batch: list, device):", b"def collate(batch: list, device, more=1):")
     text = text.replace(b"import tempfile\n", b"import tempfile, operator\n")
     files["train.py"] = b"from math import ceil\nSIZE = 7\n" + text + b"\ndef up(x): return operator.index(ceil(x))\n"
     files |= {"conftest.py": b"", "tests/check/check.py": b"print('passed')"}
-    results = impatient.grade(files, tmp_path / "r.json")
+    results = strict.grade(files, tmp_path / "r.json")
     assert total(results) == pytest.approx((100, 100))
     assert results["output"] == "Changed, and ignored: conftest.py, tests/check/check.py, train.py: collate."
 
 
-def test_results_are_gradescopes_and_written_after_every_question(impatient, tmp_path, monkeypatch):
+def test_results_are_gradescopes_and_written_after_every_question(strict, tmp_path, monkeypatch):
     path, written = tmp_path / "results.json", []
     real = grade.write_json
     monkeypatch.setattr(grade, "write_json", lambda path, value: real(path, value) or written.append(path.read_text()))
-    impatient.grade(hand_out.clean_files(ASSIGNMENTS[1]), path)
+    strict.grade(hand_out.clean_files(ASSIGNMENTS[1]), path)
     assert [len(json.loads(text)["tests"]) for text in written] == [2, 4, 6, 8]
     results = json.loads(path.read_text())
     assert isinstance(results["execution_time"], float) and {row["visibility"] for row in results["tests"]} == {
@@ -226,7 +228,7 @@ def test_mistakes_of_the_command_line_are_one_sentence(tmp_path, monkeypatch):
     assert result.returncode == 130 and "interrupted" in result.stderr
 
 
-def test_many_submissions_make_one_table_and_a_broken_one_stops_nobody(impatient, tmp_path, capsys):
+def test_many_submissions_make_one_table_and_a_broken_one_stops_nobody(strict, tmp_path, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     right = {file: hand_out.clean_files(ASSIGNMENTS[1])[file] for file in ASSIGNMENTS[1].files}
@@ -236,7 +238,7 @@ def test_many_submissions_make_one_table_and_a_broken_one_stops_nobody(impatient
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     (work / "carl.zip").write_bytes(b"PK\3\4 torn")
-    grade.grade_many(impatient, work, out)
+    grade.grade_many(strict, work, out)
     header, *rows = (line.split(",", 6) for line in (out / "grades.csv").read_text().splitlines())
     assert header == ["submission", "total", "1.1", "1.2", "1.3", "1.4", "problem"]
     assert [(row[0], float(row[1])) for row in rows] == [("alice", 100), ("bob", 0), ("carl.zip", 0), ("dora", 0)]
@@ -298,7 +300,7 @@ def test_the_check_of_a_handout_knows_the_starter_from_the_solution(handouts, ru
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-def test_make_submission_writes_the_archive_that_the_grader_takes(impatient, handouts, tmp_path):
+def test_make_submission_writes_the_archive_that_the_grader_takes(strict, handouts, tmp_path):
     write(tmp_path, handouts[4])
     write(tmp_path, {"judge.py": planted.plant("win_rate", ("ddof=1", "ddof=0"))["judge.py"]})
     environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}

@@ -1,5 +1,6 @@
 """data/command.py: how every command line ends, seen from outside."""
 import io
+import math
 import os
 import signal
 import subprocess
@@ -81,3 +82,34 @@ def test_a_reader_that_leaves_is_no_error():
 def test_arguments_that_make_no_sense_are_refused(kind, argument):
     with pytest.raises(command.argparse.ArgumentTypeError):
         kind(argument)
+
+
+@pytest.mark.parametrize("group, limits, processors", [
+    ("0::/\n", {}, math.inf), ("0::/\n", {"": "max 100000"}, math.inf), ("0::/\n", {"": "200000 100000"}, 2),
+    ("0::/a/b\n", {"a": "150000 100000", "a/b": "max 100000"}, 1.5), ("4:memory:/x\n1:cpu:/\n", {}, math.inf),
+])
+def test_a_quota_is_read_from_the_control_groups_around_this_process(tmp_path, group, limits, processors):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(group)
+    for folder, limit in limits.items():
+        (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/fs/cgroup" / folder / "cpu.max").write_text(limit + "\n")
+    assert command.cpu_quota(tmp_path) == processors
+
+
+def test_a_system_without_control_groups_has_no_quota(tmp_path):
+    assert command.cpu_quota(tmp_path) == math.inf
+
+
+@pytest.mark.parametrize("quota, own, threads, spins", [
+    (0.5, {}, "1", "1000"), (math.inf, {}, None, "1000"), (0.5, {"OMP_NUM_THREADS": "3"}, "3", "1000"),
+    (math.inf, {"OMP_WAIT_POLICY": "active"}, None, None), (math.inf, {"GOMP_SPINCOUNT": "7"}, None, "7"),
+])
+def test_threads_keep_to_the_quota_and_sleep_soon_unless_somebody_says_otherwise(monkeypatch, quota, own, threads, spins):
+    monkeypatch.setattr(command, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(os, "environ", dict(own))
+    command.share_processors()
+    assert os.environ == own, "once torch is loaded, nothing is set"
+    monkeypatch.delitem(sys.modules, "torch")
+    command.share_processors()
+    assert (os.environ.get("OMP_NUM_THREADS"), os.environ.get("GOMP_SPINCOUNT")) == (threads, spins)

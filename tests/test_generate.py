@@ -63,6 +63,7 @@ def test_compiling_is_for_one_sequence_on_a_machine_with_a_compiler(tmp_path, mo
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"instruction": "Hi"}\n' * 2)
     options = ["generate.py", "--model", TINY, "--device", "cpu", "--compile"]
+    monkeypatch.setattr(machine, "has_compiler", lambda: True)
     assert_refused(command(*options, "--input", questions), "--compile", "--batch-size 1")
     monkeypatch.setattr(machine, "has_compiler", lambda: False)
     assert_refused(command(*options, "--prompt", "Hi"), "--compile", "g++")

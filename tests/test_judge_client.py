@@ -402,12 +402,13 @@ def test_a_server_that_never_recovers_is_given_up(serve, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("header, low, high", [
     ("3", 3, 3), ("0.5", 0.5, 0.5), ("100000000", 1e8, 1e8), ("9" * 400, math.inf, math.inf),
-    ("inf", math.inf, math.inf), (formatdate(time.time() + 1000, usegmt=True), 100, 1000),
+    ("inf", math.inf, math.inf),
     ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("nan", 0, 0), ("-5", 0, 0), ("", 0, 0), ("soon", 0, 0),
     ("Wed, 99 Foo 2015", 0, 0), ("1 Jan 99999999999 00:00:00 GMT", 0, 0),
 ])
 def test_retry_after_is_a_number_or_a_date(header, low, high):
     assert low <= web.retry_after(header) <= high
+    assert 900 < web.retry_after(formatdate(time.time() + 1000, usegmt=True)) <= 1000
 
 
 @pytest.mark.parametrize("header", ["100000000", "9" * 400, "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])

@@ -1,6 +1,8 @@
 """model.py against transformers (tests/golden) and against itself: the cache, padding, saving, reordered weights."""
 import json
 import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,3 +207,9 @@ def test_a_build_without_onednn_is_not_asked_for_its_bf16(monkeypatch):
     assert fast_bf16("cpu") is False
     model = wide(True, torch.float32)
     assert "logits" not in vars(reorder_weights_for_cpu(model, 2))
+
+
+def test_loading_does_not_import_the_compiler():
+    """It takes a second, which every process here would pay."""
+    code = """import sys; from model import Llama; Llama.from_pretrained("data/tiny"); sys.exit("torch._dynamo" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

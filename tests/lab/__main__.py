@@ -48,7 +48,7 @@ def markdown(rows: list[dict]) -> str:
 def main():
     parser = command.parser(__doc__)
     parser.add_argument("question", nargs="?", choices=QUESTIONS, metavar="Q", help=", ".join(QUESTIONS))
-    parser.add_argument("--workers", type=command.positive(int), default=min(os.cpu_count() or 1, 8),
+    parser.add_argument("--workers", type=command.positive(int), default=min(command.n_processors(), 8),
                         help="processes side by side")
     args = parser.parse_args()
     if not args.question:
