@@ -236,8 +236,8 @@ class Llama(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # zeros until a checkpoint or `init_weights` comes: nn.Embedding's own random values would, on the meta device of
-        # `from_pretrained`, make PyTorch import its compiler, which takes a second
+        # Zeros until a checkpoint or `init_weights` comes: nn.Embedding's own random values would, on the meta device
+        # of `from_pretrained`, make PyTorch import its compiler, which takes a second.
         embedding = torch.zeros(config.vocab_size, config.hidden_size)
         self.model = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding.from_pretrained(embedding, freeze=False),

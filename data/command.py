@@ -37,10 +37,10 @@ def n_processors() -> int:
 def share_processors():
     """Settings of PyTorch's threads, for its import. What somebody has set already stays.
 
-    A thread that is out of work spins for a while before it sleeps, since more work may come at once. GNU's OpenMP spins
-    300,000 times. Beside another busy process a thread that spins keeps a processor from the one that has the work, and
-    training takes two to ten times as long. 1,000 is what OpenMP takes itself where it knows of more threads than
-    processors; see "Speed" in tests/README.md for what it costs.
+    A thread that is out of work spins for a while before it sleeps, since more work may come at once. GNU's OpenMP
+    spins 300,000 times. If another process is busy, a thread that spins keeps a processor from the thread that has the
+    work. 1,000 times is what OpenMP takes itself when it has more threads than processors. What it brings stands in
+    tests/README.md, "A busy machine".
     """
     if "torch" in sys.modules:  # too late
         return

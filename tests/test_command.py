@@ -105,7 +105,7 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path):
     (0.5, {}, "1", "1000"), (math.inf, {}, None, "1000"), (0.5, {"OMP_NUM_THREADS": "3"}, "3", "1000"),
     (math.inf, {"OMP_WAIT_POLICY": "active"}, None, None), (math.inf, {"GOMP_SPINCOUNT": "7"}, None, "7"),
 ])
-def test_threads_keep_to_the_quota_and_sleep_soon_unless_somebody_says_otherwise(monkeypatch, quota, own, threads, spins):
+def test_threads_keep_to_the_quota_and_sleep_soon_if_nobody_says_otherwise(monkeypatch, quota, own, threads, spins):
     monkeypatch.setattr(command, "cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "environ", dict(own))
     command.share_processors()

@@ -211,5 +211,5 @@ def test_a_build_without_onednn_is_not_asked_for_its_bf16(monkeypatch):
 
 def test_loading_does_not_import_the_compiler():
     """It takes a second, which every process here would pay."""
-    code = """import sys; from model import Llama; Llama.from_pretrained("data/tiny"); sys.exit("torch._dynamo" in sys.modules)"""
+    code = "import sys, model; model.Llama.from_pretrained('data/tiny'); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
