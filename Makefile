@@ -158,7 +158,7 @@ data/world/eval.jsonl: data/world.py | $(ready)
 .venv/ready: requirements.txt
 	@command -v python3 >/dev/null || { echo 'there is no python3; install Python 3.11 or newer' >&2; exit 2; }
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
-		"nanofollow needs Python 3.11 or newer; python3 is " + sys.version.split()[0])'
+		"python3 is Python " + sys.version.split()[0] + "; install 3.11 or newer")'
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'python3 cannot make a virtual environment; install its venv module (Debian: python3-venv)' >&2; exit 2; }
 	@[ "$$(uname)" != Linux ] || [ -n "$$PIP_EXTRA_INDEX_URL$$PIP_INDEX_URL" ] || echo 'pip downloads 2.2 GB now (4.8 GB' \

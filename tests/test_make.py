@@ -192,3 +192,18 @@ def test_a_missing_model_that_no_default_makes_is_named_before_anything_is_train
     for target in ("judge", "rank"):
         sentence = project.refuses(target, *arguments)
         assert sentence == f"{name} does not exist; make train METHOD=... OUT={name} trains it"
+
+
+@pytest.mark.parametrize("python3, said", [
+    (None, "there is no python3; install Python 3.11 or newer"),
+    ('case "$*" in *ensurepip*) exit 1; esac', "python3 cannot make a virtual environment; install its venv module"),
+])
+def test_a_machine_that_cannot_be_set_up_is_told_why(project, tmp_path, python3, said):
+    (tmp_path / "bin").mkdir()
+    if python3:
+        (tmp_path / "bin" / "python3").write_text(f"#!/bin/sh\n{python3}\n")
+        (tmp_path / "bin" / "python3").chmod(0o755)
+    result = subprocess.run([shutil.which("make"), "train"], cwd=project.folder, capture_output=True, text=True,
+                            env={"PATH": str(tmp_path / "bin")})
+    sentence, *others = result.stderr.splitlines()
+    assert sentence.startswith(said) and all(line.startswith("make: ***") for line in others)
