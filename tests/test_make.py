@@ -199,6 +199,7 @@ def test_a_missing_model_that_no_default_makes_is_named_before_anything_is_train
     ('case "$*" in *ensurepip*) exit 1; esac', "python3 cannot make a virtual environment; install its venv module"),
 ])
 def test_a_machine_that_cannot_be_set_up_is_told_why(project, tmp_path, python3, said):
+    (project.folder / "requirements.txt").touch()
     (tmp_path / "bin").mkdir()
     if python3:
         (tmp_path / "bin" / "python3").write_text(f"#!/bin/sh\n{python3}\n")
