@@ -200,7 +200,8 @@ BAD = {  # what a submission may do instead of answering, in learning_rate's pla
     "starts a program": ("import os; os.system('true')", "may not use os.system"),
     "kills the grader": ("import os; os.kill(os.getppid(), 9)", "may not use os.kill"),
     "returns what is no number": ("return 'five'", "could not convert"),
-    "recurses for ever": ("return learning_rate(step, n_steps, peak)", "RecursionError"),
+    # with all arguments: Python 3.13 does not count a call that leaves a default to itself, and runs out of memory
+    "recurses for ever": ("return learning_rate(step, n_steps, peak, schedule, warmup)", "RecursionError"),
 }
 
 
