@@ -24,7 +24,8 @@ class Adapter:
     """The rules in `rules`, a subset of RULES, for a tokenizer and a model of vocab_size logits.
 
     Rule 3 has two readings. In the paper's text it penalises the tokens of the response so far; in the authors' code,
-    with which the paper's figures were made, those of the prompt as well: penalise_prompt.
+    with which the paper's figures were made, those of the prompt as well: penalise_prompt. Where a model has several
+    EOS tokens, rule 1 raises the first, with which training ends a response, too.
     One more difference from their code: the slope of rule 1 goes on past 250 tokens (where the code, by a slip that
     its authors note, drops it to zero).
     """

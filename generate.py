@@ -24,7 +24,7 @@ from data import machine, runs
 from data.answers import is_finished, write_answers
 from data.download import model_folder
 from data.files import check_fields, digest, fingerprint, read_jsonl
-from data.format import Tokenizer, encode_prompt
+from data.format import Tokenizer, encode_prompt, listed
 from data.hub import weight_files
 from model import Llama
 
@@ -32,7 +32,8 @@ CACHE_BLOCK = 128  # the cache grows by this many tokens
 
 
 @torch.inference_mode()
-def generate_slowly(model: Llama, prompt: list[int], eos_id: int, max_new_tokens: int, adapter=None) -> list[int]:
+def generate_slowly(model: Llama, prompt: list[int], eos_id: int | list[int], max_new_tokens: int,
+                    adapter=None) -> list[int]:
     """Greedy decoding as it is defined: the likeliest next token, again and again. `generate` must equal this."""
     response = []
     while len(response) < max_new_tokens:
@@ -42,14 +43,14 @@ def generate_slowly(model: Llama, prompt: list[int], eos_id: int, max_new_tokens
             seen[0, response] = True
             logits += adapter.scores(seen, len(response))
         token = logits.argmax().item()
-        if token == eos_id:
+        if token in listed(eos_id):
             break
         response.append(token)
     return response
 
 
 @torch.inference_mode()
-def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens: int, temperature: float = 0.0,
+def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], max_new_tokens: int, temperature=0.0,
              top_p: float = 1.0, generator=None, adapter=None, on_token=None) -> list[list[int]]:
     """Continue each prompt until EOS (not included in the result) or max_new_tokens, or the end of the model's context.
 
@@ -57,15 +58,15 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     length, so a row's answer does not depend on its neighbours. Finished rows leave the batch when they
     are a quarter of it, since leaving copies the cache. On a GPU leaving also records the step anew, so there
     they leave when they are half of it.
-    temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
-    Raises ValueError where a prompt fills the context.
+    eos_id: one EOS or several. temperature 0 is greedy. on_token(row, token) is called with every token as it comes.
+    Raises ValueError where a prompt fills the context, or where the logits are not finite.
     """
     context = model.config.context
     if (longest := max(map(len, prompts))) >= context:
         raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of {context}; "
                          "shorten it")
     most = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-    device = model.device
+    device, ends = model.device, listed(eos_id)
     answers = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues; None: it is finished
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,) tokens in the cache
@@ -76,11 +77,14 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens
     step = Step(model)
     for n in range(max_new_tokens):
         logits = model.logits(h).float()  # (B, V)
+        if not logits.amax(1).isfinite().all():  # NaN is the largest
+            raise ValueError(f"the model's activations are not finite in {h.dtype}; " + (
+                "add --dtype bfloat16" if h.dtype == torch.float16 else "its weights are damaged"))
         if adapter:
             logits += adapter.scores(seen, n)
         token = choose(logits, temperature, top_p, generator)  # (B,)
         for i, (row, t) in enumerate(zip(rows, token.tolist())):
-            if row is None or t == eos_id:
+            if row is None or t in ends:
                 rows[i] = None
                 continue
             answers[row].append(t)
@@ -167,7 +171,7 @@ class Step:
 def answer(model: Llama, tokenizer: Tokenizer, instructions: list[str], **options) -> list[str]:
     """The responses to a batch of instructions as text; options as for `generate`."""
     prompts = [encode_prompt(tokenizer, instruction) for instruction in instructions]
-    return [tokenizer.decode(ids).strip() for ids in generate(model, prompts, tokenizer.eos_id, **options)]
+    return [tokenizer.decode(ids).strip() for ids in generate(model, prompts, tokenizer.eos_ids, **options)]
 
 
 def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
@@ -177,7 +181,7 @@ def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
     def show(_, token):
         print(decoder.step(tokenizer.bpe, token) or "", end="", flush=True)
 
-    generate(model, [encode_prompt(tokenizer, instruction)], tokenizer.eos_id, on_token=show, **options)
+    generate(model, [encode_prompt(tokenizer, instruction)], tokenizer.eos_ids, on_token=show, **options)
     print()
 
 

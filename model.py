@@ -29,7 +29,7 @@ class Config:
     num_hidden_layers: int
     num_attention_heads: int
     max_position_embeddings: int
-    eos_token_id: int
+    eos_token_id: int | list  # several: each ends a response, and training writes the first
     bos_token_id: int | None = None  # None: the model has no BOS
     num_key_value_heads: int | None = None  # None: as many as query heads
     head_dim: int | None = None  # None: hidden_size / num_attention_heads

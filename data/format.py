@@ -14,6 +14,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from data.files import read_json
 
 IGNORE = -100  # the label of a token that is not scored
+IDS = {  # of a config.json that does not name them, by its model_type: those of transformers' classes
+    "llama": {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},
+    "olmo": {"vocab_size": 50304, "bos_token_id": None, "eos_token_id": 50279},
+}
 PROMPT = "<|user|>\n{instruction}\n<|assistant|>\n"
 TEMPLATE = r"""
 {{ bos_token }}{% for message in messages %}
@@ -71,13 +76,15 @@ def chat_template(prompt: str = PROMPT) -> str:
 class Tokenizer:
     """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which data/hub.py checks).
 
-    bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. Raises
-    FileNotFoundError where there is no tokenizer.json, ValueError where it is none or has ids beyond the model's.
+    bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
+    at any of eos_ids; in training it ends with eos_id, the first. Raises FileNotFoundError where there is no
+    tokenizer.json, ValueError where it is none or has ids beyond the model's.
     """
 
     def __init__(self, path):
         self.path = Path(path) / "tokenizer.json"
         config = read_json(Path(path) / "config.json", "a model folder has its configuration there")
+        config = IDS.get(str(config.get("model_type")), {}) | config
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist; a model folder has its tokenizer there")
         try:
@@ -87,7 +94,8 @@ class Tokenizer:
         last = max(self.bpe.get_vocab().values(), default=-1)
         if last >= config["vocab_size"]:
             raise ValueError(f"{self.path} has the id {last}, config.json a vocab_size of {config['vocab_size']}")
-        self.eos_id, self.bos_id = config["eos_token_id"], config.get("bos_token_id")
+        self.bos_id, self.eos_ids = config.get("bos_token_id"), listed(config["eos_token_id"])
+        self.eos_id = self.eos_ids[0]
         self.start = [] if self.bos_id is None else [self.bos_id]
         self.bpe.no_padding()
         self.bpe.no_truncation()
@@ -108,6 +116,11 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         return self.bpe.decode(ids, skip_special_tokens=True)
+
+
+def listed(ids: int | list[int]) -> list[int]:
+    """eos_token_id as a list: config.json has one id there, or several."""
+    return ids if isinstance(ids, list) else [ids]
 
 
 def check_dialogue(row):

@@ -8,25 +8,34 @@ Files come from anywhere, so they are checked before they are used: errors name 
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data.files import read_json, replacing, shorten, write_json, write_text
-from data.format import PROMPT, Tokenizer, chat_template
+from data.format import IDS, PROMPT, Tokenizer, chat_template, listed
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo": "OlmoForCausalLM"}
-SUPPORTED = {  # keys of config.json that change the result, with the only value that model.py implements
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False,
-    "attention_dropout": 0.0, "pretraining_tp": 1, "quantization_config": None,
+COMMON = {  # keys of config.json, and what an absent one means
+    "model_type": None, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048,
+    "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None, "original_max_position_embeddings": None,
+    "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0, "quantization_config": None,
+    "dtype": None, "torch_dtype": None,  # the latter before transformers 5
 }
-IGNORED = {  # keys that leave it as it is
-    "_name_or_path", "initializer_range", "is_llama_config", "pad_token_id", "transformers_version",
-    "transformers.js_config", "use_cache",
+KEYS = {  # for each model_type those that transformers' class reads, with its defaults; it ignores others, and so do we
+    "llama": COMMON | IDS["llama"] | {"rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False},
+    "mistral": COMMON | IDS["mistral"] | {
+        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+        "sliding_window": 4096},
+    "olmo": COMMON | IDS["olmo"] | {"clip_qkv": None, "attention_bias": False},
 }
+ONLY_DEFAULT = ("hidden_act", "attention_bias", "mlp_bias", "attention_dropout", "quantization_config")  # in model.py
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of Llama 3.1
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files
 A_MODEL_IS = "a model is a folder with config.json, model.safetensors and tokenizer.json"
 
@@ -34,31 +43,50 @@ A_MODEL_IS = "a model is a folder with config.json, model.safetensors and tokeni
 def read_config(path, kind):
     """A config.json as a `kind`, a dataclass whose fields are the keys that model.py knows.
 
-    Raises FileNotFoundError, or ValueError for a key that is missing, unknown, of a wrong type, out of bounds, or
-    set to what model.py does not do.
+    Raises FileNotFoundError, or ValueError for a model_type that model.py does not have, or a key that is of a wrong
+    type, out of bounds, or set to what model.py does not do.
     """
     raw = read_json(path, A_MODEL_IS)
     try:
         if not isinstance(raw, dict):
             raise ValueError(f"not a JSON object; {A_MODEL_IS}")
-        if "torch_dtype" in raw:  # the name before transformers 5
-            raw["dtype"] = raw.pop("torch_dtype")
-        if rope := raw.pop("rope_parameters", None):  # transformers 5 nests what was at the top
-            check("rope_parameters", rope, dict)
-            if "rope_theta" in rope:
-                raw["rope_theta"] = rope.pop("rope_theta")
-            if rope != {"rope_type": "default"}:
-                raw["rope_scaling"] = rope
-        for field in fields(kind):
-            if field.name in raw:
-                check(field.name, raw[field.name], field.type)
-            elif field.default is MISSING:
-                raise ValueError(f"missing {field.name}")
-        config = kind(**{field.name: raw[field.name] for field in fields(kind) if field.name in raw})
-        check_support(config, raw)
+        model_type = raw.get("model_type")
+        if model_type not in list(KEYS):
+            raise ValueError(f"model_type = {shown(model_type)} is not supported, only {', '.join(KEYS)} are")
+        known = {key: raw.get(key, default) for key, default in KEYS[model_type].items()}
+        for key in ONLY_DEFAULT:
+            if known.get(key) != (only := KEYS[model_type].get(key)):
+                raise ValueError(f"{key} = {shown(known[key])} is not supported, only {shown(only)} is")
+        known |= rope(known)
+        known["dtype"] = known["dtype"] or known["torch_dtype"] or "float32"
+        used = [field for field in fields(kind) if field.name in known]
+        for field in used:
+            check(field.name, known[field.name], field.type)
+        config = kind(**{field.name: known[field.name] for field in used})
+        check_fit(config)
         return config
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def rope(known: dict) -> dict:
+    """rope_theta and rope_scaling, which transformers 5 nests in rope_parameters, as model.py has them.
+
+    Raises ValueError for a scaling that model.py does not do. Where there are both, transformers reads rope_scaling.
+    """
+    key, original = "rope_scaling" if known["rope_scaling"] else "rope_parameters", "original_max_position_embeddings"
+    scaling = known[key] or {}
+    check(key, scaling, dict)
+    theta = {"rope_theta": scaling.get("rope_theta", known["rope_theta"]), "rope_scaling": None}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default" or kind == "linear" and scaling.get("factor") == 1:
+        return theta
+    if kind != "llama3":
+        raise ValueError(f'{key} of type {shown(kind)} is not supported, only Llama 3.1\'s "llama3" is')
+    scaling[original] = known[original] or scaling.get(original, known["max_position_embeddings"])
+    for name in ROPE_SCALING:
+        check(f"{key}: {name}", scaling.get(name), float)
+    return theta | {"rope_scaling": {"rope_type": kind} | {name: scaling[name] for name in ROPE_SCALING}}
 
 
 def check(key: str, value, kind):
@@ -73,21 +101,8 @@ def check(key: str, value, kind):
         raise ValueError(f"{key} = {shown(value)} is not above {lowest} and at most {highest}")
 
 
-def check_support(config, raw: dict):
-    """Raise ValueError where model.py does not do what the keys ask for, or two of them do not fit together."""
-    if config.model_type not in ARCHITECTURES:
-        raise ValueError(f"model_type = {shown(config.model_type)} is not one of {', '.join(ARCHITECTURES)}")
-    supported = SUPPORTED | {"architectures": [ARCHITECTURES[config.model_type]]}
-    for key, value in raw.items():
-        if key in supported and value != supported[key]:
-            raise ValueError(f"{key} = {shown(value)} is not supported, only {shown(supported[key])} is")
-        if key not in vars(config).keys() | supported.keys() | IGNORED:
-            raise ValueError(f"unknown key {key!r}; if it does not change the result, add it to IGNORED in data/hub.py")
-    if rope := config.rope_scaling:
-        if rope.get("rope_type", rope.get("type")) != "llama3" or rope.keys() - {"rope_type", "type", *ROPE_SCALING}:
-            raise ValueError(f'rope_scaling = {shown(rope)} is not supported, only Llama 3.1\'s type "llama3" is')
-        for key in ROPE_SCALING:
-            check(f"rope_scaling: {key}", rope.get(key), float)
+def check_fit(config):
+    """Raise ValueError where two keys do not fit together, or the weights' type is unknown."""
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype = {shown(config.dtype)} is not float32, bfloat16 or float16")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -95,8 +110,11 @@ def check_support(config, raw: dict):
                          f"num_key_value_heads = {config.num_key_value_heads}")
     if config.head_dim % 2 or not config.head_dim:
         raise ValueError(f"head_dim = {config.head_dim} (hidden_size / num_attention_heads) is not 2, 4, 6, ...")
-    if max(config.eos_token_id, config.bos_token_id or 0) >= config.vocab_size:
-        raise ValueError(f"eos_token_id = {config.eos_token_id} or bos_token_id = {config.bos_token_id} is beyond "
+    ids = listed(config.eos_token_id)
+    for i in ids:
+        check("eos_token_id", i, int)
+    if not ids or max(*ids, config.bos_token_id or 0) >= config.vocab_size:
+        raise ValueError(f"eos_token_id = {config.eos_token_id} or bos_token_id = {config.bos_token_id} is not below "
                          f"vocab_size = {config.vocab_size}")
 
 
@@ -107,11 +125,9 @@ def shown(value) -> str:
 
 def config_text(config) -> str:
     """The text of a config.json that transformers and other readers of the layout understand."""
-    described = {"architectures": [ARCHITECTURES[config.model_type]], "hidden_act": "silu"} | asdict(config)
+    described = {"architectures": [ARCHITECTURES[config.model_type]], "hidden_act": "silu"}
+    described |= {key: value for key, value in asdict(config).items() if key in KEYS[config.model_type]}
     described["torch_dtype"] = described.pop("dtype")
-    for key in ("sliding_window", "clip_qkv", "rope_scaling"):  # of some architectures only
-        if described[key] is None:
-            del described[key]
     return json.dumps(described, indent=2) + "\n"
 
 
@@ -153,32 +169,54 @@ def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dic
     """The tensors of one safetensors file, or of several together, in `dtype` on `device`.
 
     Where a tensor of `expected` is sharded over ranks, this rank's part is kept. Raises ValueError, naming the file
-    and the tensor, for one that is missing, unexpected, not of the shape in `expected`, no float, or not finite.
+    and the tensor, for one that is missing, unexpected, not of the shape in `expected`, no float, or not finite, and
+    for an lm_head.weight that is not the embedding, of a model where they are one.
     """
     paths, found = paths if isinstance(paths, list) else [paths], {}
     for path in paths:
         with reading(path) as file:
-            for name in sorted(file.keys()):
-                if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight" and name not in expected:
-                    continue  # of Llama-1 and of some tied checkpoints; model.py derives both
+            for stored in sorted(file.keys()):
+                if "rotary_emb." in stored:
+                    continue  # of Llama-1; model.py derives it
+                name = EMBEDDING if stored == HEAD and HEAD not in expected else stored  # tied: one under two names
                 if name not in expected:
-                    raise ValueError(f"{path}: unexpected {name}")
-                part, wanted = file.get_slice(name), tuple(expected[name].shape)
+                    raise ValueError(f"{path}: unexpected {stored}")
+                part, wanted = file.get_slice(stored), tuple(expected[name].shape)
                 if (shape := tuple(part.get_shape())) != wanted:
-                    raise ValueError(f"{path}: {name} is {shape}, config.json asks for {wanted}")
+                    raise ValueError(f"{path}: {stored} is {shape}, config.json asks for {wanted}")
                 if part.get_dtype() not in ("F64", "F32", "BF16", "F16"):
-                    raise ValueError(f"{path}: {name} is of type {part.get_dtype()}, not F32, BF16 or F16")
-                found[name] = path
-    if missing := sorted(expected.keys() - found.keys()):
+                    raise ValueError(f"{path}: {stored} is of type {part.get_dtype()}, not F32, BF16 or F16")
+                found[stored] = path, name
+    if missing := sorted(expected.keys() - {name for _, name in found.values()}):
         raise ValueError(f"{shorten([str(path) for path in paths], 1)}: missing {shorten(missing)}")
     tensors = {}
-    for name, path in found.items():
+    for stored, (path, name) in found.items():
         with reading(path, device) as file:  # anew for each, so that what was read does not stay mapped beside its copy
-            tensor = file.get_tensor(name).to(dtype)
-        if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
-            raise ValueError(f"{path}: {name} holds NaN or infinity in {dtype}; fetch or train it again")
-        tensors[name] = placed_like(expected[name], tensor)
+            tensor = file.get_tensor(stored).to(dtype)
+        if name in (EMBEDDING, HEAD) and not is_finite(tensor):
+            tensor = fill_unused_rows(tensor)
+        if not is_finite(tensor):
+            raise ValueError(f"{path}: {stored} holds NaN or infinity in {dtype}; "
+                             + ("add --dtype bfloat16" if dtype == torch.float16 else "fetch or train it again"))
+        tensor = placed_like(expected[name], tensor)
+        if name in tensors and not tensors[name].equal(tensor):
+            raise ValueError(f"{path}: {HEAD} is not {EMBEDDING}, and config.json says that they are one; "
+                             "set its tie_word_embeddings to false")
+        tensors[name] = tensor
     return tensors
+
+
+def is_finite(tensor) -> bool:
+    return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
+
+
+def fill_unused_rows(matrix):
+    """(V, C): rows without a finite number, as some models have for ids that no text has, become the others' mean.
+
+    Its logit is the mean of the others' logits, so it is never the largest (Hewitt, 2021).
+    """
+    unused = ~matrix.isfinite().any(1, keepdim=True)  # (V, 1)
+    return torch.where(unused, matrix[~unused[:, 0]].mean(0, dtype=torch.float32).to(matrix.dtype), matrix)
 
 
 def placed_like(parameter, tensor):
@@ -223,7 +261,8 @@ def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMP
         write_text(folder / "chat_template.jinja", settings["chat_template"])
     write_json(folder / "tokenizer_config.json", settings)
     # greedy, as generate.py is: without do_sample transformers' pipeline samples at a temperature of 0.7
-    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "do_sample": False}
+    ends = tokenizer.eos_ids if len(tokenizer.eos_ids) > 1 else tokenizer.eos_id
+    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "do_sample": False}
     write_json(folder / "generation_config.json", {key: i for key, i in generation.items() if i is not None})
     write_text(folder / "README.md", model_card(folder, base, record))
 

@@ -108,6 +108,21 @@ def test_a_model_without_bos_begins_with_the_text(tmp_path, tokenizer):
     assert encode_document(without, "A text.", 99)[0] == encode_document(tokenizer, "A text.", 99)[0][1:]
 
 
+def test_training_ends_a_response_with_the_first_of_several_eos(tmp_path, tokenizer):
+    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": [1, 7], "bos_token_id": 0}')
+    several, messages = Tokenizer(tmp_path), dialogue("One?", "First answer.")
+    assert several.eos_ids == [1, 7] and encode(several, messages, 99) == encode(tokenizer, messages, 99)
+
+
+@pytest.mark.parametrize("model_type, bos, eos", [("llama", 1, 2), ("mistral", 1, 2), ("olmo", None, 50279)])
+def test_absent_ids_are_those_of_transformers_classes(tmp_path, model_type, bos, eos):
+    """LlamaConfig(), MistralConfig() and OlmoConfig() of transformers 5.24."""
+    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert (Tokenizer(tmp_path).bos_id, Tokenizer(tmp_path).eos_id) == (bos, eos)
+
+
 def test_the_prompt_is_a_parameter(tokenizer):
     prompt = "Q: {instruction}\nA:"
     ids, labels = encode(tokenizer, dialogue("One?", "Two."), 99, prompt=prompt)

@@ -76,6 +76,29 @@ def test_greedy_tokens_equal_those_of_transformers(name):
     assert generate(model, golden["ids"][:, :8].tolist(), -1, 24) == golden["greedy"].tolist()
 
 
+def test_decoding_stops_at_any_of_several_eos():
+    """transformers' greedy tokens, cut where the first of two tokens stands that some rows come to."""
+    golden = load_file(ROOT / "tests" / "golden" / "llama2" / "golden.safetensors")
+    greedy, model = golden["greedy"].tolist(), Llama.from_pretrained(ROOT / "tests" / "golden" / "llama2")
+    ends = [greedy[0][5], greedy[1][9]]
+    expected = [ids[: min([i for i, t in enumerate(ids) if t in ends], default=24)] for ids in greedy]
+    prompts = golden["ids"][:, :8].tolist()
+    assert generate(model, prompts, ends, 24) == expected and expected[0] and expected[1]
+    assert [generate_slowly(model, prompt, ends, 24) for prompt in prompts] == expected
+
+
+def test_activations_beyond_fp16_end_in_a_sentence_that_names_bfloat16(small_model, prompts):
+    """fp16 ends at 65,504; bf16 and fp32 hold the same weights and activations."""
+    model = copy.deepcopy(small_model)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data.mul_(1e5)
+    generate(model, prompts[:2], 1, 5)
+    generate(model.to(torch.bfloat16), prompts[:2], 1, 5)
+    for options in ({}, {"temperature": 1.0}):
+        with pytest.raises(ValueError, match="not finite in torch.float16; add --dtype bfloat16"):
+            generate(model.to(torch.float16), prompts[:2], 1, 5, **options)
+
+
 def test_a_response_ends_with_the_context(small_model, prompts):
     room = small_model.config.context - len(prompts[-1])
     assert [len(ids) for ids in generate(small_model, prompts[-1:], -1, 10**6)] == [room]

@@ -48,25 +48,26 @@ LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
 
 
 @pytest.mark.parametrize("changes, fragment", [
-    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, 'rope_scaling = {"rope_type": "yarn"}'),
-    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_scaling"),
-    ({"rope_parameters": {key: LLAMA31[key] for key in LLAMA31 if key != "factor"}}, "rope_scaling: factor = null"),
-    ({"rope_parameters": LLAMA31 | {"factor": "8"}}, "rope_scaling: factor"),
-    ({"rope_parameters": LLAMA31 | {"low_freq_factor": 0}}, "rope_scaling: low_freq_factor"),
-    ({"rope_parameters": LLAMA31 | {"beta": 1}}, "rope_scaling"),
+    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+     'rope_scaling of type "linear"'),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 'rope_scaling of type "dynamic"'),
+    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, 'rope_parameters of type "yarn"'),
+    ({"rope_parameters": {key: LLAMA31[key] for key in LLAMA31 if key != "factor"}}, "rope_parameters: factor = null"),
+    ({"rope_parameters": LLAMA31 | {"factor": "8"}}, "rope_parameters: factor"),
+    ({"rope_scaling": LLAMA31 | {"low_freq_factor": 0}}, "rope_scaling: low_freq_factor"),
     ({"rope_parameters": "default"}, "rope_parameters"),
     ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta"),
     ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta"),
     ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
-    ({"model_type": "gpt2"}, 'model_type = "gpt2"'),
+    ({"model_type": "gpt2", "hidden_size": None}, 'model_type = "gpt2"'),
+    ({"model_type": "olmo2", "eos_token_id": []}, 'model_type = "olmo2"'),
     ({"model_type": []}, "model_type = []"),
-    ({"model_type": "olmo"}, "architectures"),
-    ({"architectures": ["MixtralForCausalLM"]}, "architectures"),
-    ({"use_sliding_window": True}, "use_sliding_window"),
-    ({"sliding_window": True}, "sliding_window"),
+    ({"model_type": None}, "model_type = null"),
+    ({"model_type": "mistral", "sliding_window": True}, "sliding_window"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
     ({"hidden_act": "gelu"}, "hidden_act"),
     ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     ({"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -81,18 +82,104 @@ LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
     ({"vocab_size": [128]}, "vocab_size"),
     ({"vocab_size": True}, "vocab_size"),
     ({"vocab_size": 10**30}, "vocab_size"),
-    ({"eos_token_id": [2, 3]}, "eos_token_id"),
     ({"eos_token_id": 128}, "eos_token_id"),
+    ({"eos_token_id": [2, 128]}, "eos_token_id"),
+    ({"eos_token_id": [2, -1]}, "eos_token_id = -1"),
+    ({"eos_token_id": [2, "3"]}, 'eos_token_id = "3"'),
+    ({"eos_token_id": []}, "eos_token_id = []"),
+    ({"eos_token_id": None}, "eos_token_id = null"),
     ({"bos_token_id": 128}, "bos_token_id"),
     ({"bos_token_id": -1}, "bos_token_id"),
     ({"dtype": "auto"}, "dtype"),
-    ({"dtype": None}, "dtype"),
 ])
 def test_config_that_is_not_supported_is_refused_by_file_and_key(copy, changes, fragment):
     edit(copy, **changes)
     with pytest.raises(ValueError) as error:
         read_config(copy / "config.json", Config)
     assert str(error.value).startswith(f"{copy / 'config.json'}: ") and fragment in str(error.value)
+
+
+CONFIGS = json.loads((ROOT / "tests" / "golden" / "configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_says_what_it_says_to_transformers(tmp_path, name):
+    """The right values are those of its configuration classes (tests/golden/make.py); those of absent keys included."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]["config"]))
+    config, expected = Config.from_json(tmp_path / "config.json"), dict(CONFIGS[name]["read"])
+    rope = dict(expected.pop("rope_parameters"))
+    assert {key: getattr(config, key) for key in expected} == expected
+    assert config.rope_theta == rope.pop("rope_theta")
+    assert config.rope_scaling == (rope if rope["rope_type"] == "llama3" else None)
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("llama2", {"sliding_window": 4, "clip_qkv": 0.1, "partial_rotary_factor": 0.5, "pretraining_tp": 2}),
+    ("llama2", {"architectures": ["LLaMAForCausalLM"], "_attn_implementation_autoset": True, "dtype": None}),
+    ("llama2", {"rope_scaling": {"type": "linear", "factor": 1.0}}),
+    ("llama2", {"rope_scaling": {"rope_type": "default"}}),
+    ("mistral", {"clip_qkv": 0.1, "attention_bias": True, "layer_types": ["full_attention"] * 2}),
+    ("olmo", {"sliding_window": 4, "rms_norm_eps": 1.0, "mlp_bias": True}),
+])
+def test_keys_that_transformers_does_not_read_change_nothing(name, changes, tmp_path):
+    """transformers 5.24 gives these checkpoints the same logits with such keys as without them."""
+    folder = shutil.copytree(ROOT / "tests" / "golden" / name, tmp_path / "model")
+    edit(folder, **changes)
+    expected = load_file(folder / "golden.safetensors")
+    torch.testing.assert_close(Llama.from_pretrained(folder)(expected["ids"]), expected["logits"], atol=1e-4, rtol=0)
+
+
+def test_what_is_written_has_the_keys_of_its_model_type(sharded, tmp_path):
+    """A null must stay: a Mistral without sliding_window has one of 4,096 tokens for transformers."""
+    edit(sharded, sliding_window=None, eos_token_id=[2, 3])
+    written = json.loads(Config.from_json(sharded / "config.json").to_json())
+    assert written["sliding_window"] is None and written["eos_token_id"] == [2, 3] and "clip_qkv" not in written
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert Config.from_json(tmp_path / "config.json") == Config.from_json(sharded / "config.json")
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """A checkpoint whose vocabulary matrix is its embedding, and its tensors."""
+    folder = shutil.copytree(ROOT / "tests" / "golden" / "smollm2", tmp_path / "tied")
+    return folder, load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tied_matrix_may_be_stored_under_either_name(tied, both):
+    """As transformers reads it: the logits are those of the checkpoint with the embedding's name."""
+    folder, tensors = tied
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    if not both:
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    expected = load_file(folder / "golden.safetensors")
+    torch.testing.assert_close(Llama.from_pretrained(folder)(expected["ids"]), expected["logits"], atol=1e-4, rtol=0)
+
+
+def test_a_tied_model_with_a_vocabulary_matrix_of_its_own_is_refused(tied):
+    folder, tensors = tied
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors: .*lm_head.weight.* set its tie_word_embeddings to false"):
+        Llama.from_pretrained(folder)
+
+
+def test_rows_of_ids_that_no_text_has_may_be_anything(copy):
+    """The golden ids are 3 and above. All logits but those of the two rows are transformers', and theirs are never the
+    largest, so that no such id is decoded."""
+    tensors = load_file(copy / "model.safetensors")
+    for name, value in (("model.embed_tokens.weight", torch.nan), ("lm_head.weight", -torch.inf)):
+        tensors[name][:2] = value
+    save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.full((4,), torch.nan)},
+              copy / "model.safetensors")
+    expected = load_file(copy / "golden.safetensors")
+    logits = Llama.from_pretrained(copy)(expected["ids"])
+    torch.testing.assert_close(logits[..., 2:], expected["logits"][..., 2:], atol=1e-4, rtol=0)
+    assert (logits[..., :2] < logits[..., 2:].amax(-1, keepdim=True)).all()
+    tensors["lm_head.weight"][5, 3] = torch.nan
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ValueError, match="lm_head.weight holds NaN"):
+        Llama.from_pretrained(copy)
 
 
 def test_the_largest_config_that_is_taken_does_not_overflow(copy):
@@ -107,7 +194,7 @@ def test_the_largest_config_that_is_taken_does_not_overflow(copy):
     ("<html>Not found</html>", "is not JSON"), ("", "is not JSON"), ("[1, 2]", "not a JSON object"),
     ('{"vocab_size": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ('{"dtype": "caf\xe9"}', "is not JSON"),
-    ('{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"), ("{}", "missing vocab_size"),
+    ('{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"), ("{}", "model_type = null"),
 ])
 def test_a_config_file_that_is_none_is_refused(copy, text, fragment):
     (copy / "config.json").write_bytes(text.encode("latin-1"))
@@ -143,7 +230,7 @@ def test_a_tensor_that_is_not_as_it_must_be_is_refused_by_name(copy, changes, fr
 def test_weights_that_overflow_in_the_type_asked_for_are_refused(copy):
     damage(copy, up_proj=torch.full((72, 32), 1e30))
     Llama.from_pretrained(copy, torch.bfloat16)
-    with pytest.raises(ValueError, match="up_proj.weight holds NaN or infinity in torch.float16"):
+    with pytest.raises(ValueError, match="up_proj.weight holds NaN or infinity in torch.float16; .*--dtype bfloat16"):
         Llama.from_pretrained(copy, torch.float16)
 
 
@@ -269,6 +356,12 @@ def test_a_model_without_bos_says_so(base, tmp_path):
     assert companions(tmp_path / "out", base)["bos_token"] is None
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"eos_token_id": 1, "do_sample": False}
+
+
+def test_a_model_with_several_eos_keeps_them(base, tmp_path):
+    edit(base, eos_token_id=[1, 7])
+    assert companions(tmp_path / "out", base)["eos_token"] == "</s>"
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 7]
 
 
 def test_a_tokenizer_that_puts_bos_itself_keeps_doing_so(base, tmp_path):

@@ -102,10 +102,10 @@ WRONG = [
     for i, prompt in enumerate(prompts if adapter else []):
         seen[i, prompt] = True""")),
     ("generate", "the EOS ramp is off by one", ("adapter.scores(seen, n)", "adapter.scores(seen, n + 1)")),
-    ("generate", "EOS is in the answer", ("if row is None or t == eos_id:", """if row is not None and t == eos_id:
+    ("generate", "EOS is in the answer", ("if row is None or t in ends:", """if row is not None and t in ends:
                 answers[row].append(t)
-            if row is None or t == eos_id:""")),
-    ("generate", "rows go on after EOS", ("if row is None or t == eos_id:", "if row is None:")),
+            if row is None or t in ends:""")),
+    ("generate", "rows go on after EOS", ("if row is None or t in ends:", "if row is None:")),
     ("generate", "the first token comes from the padding", ("[torch.arange(len(rows)), lengths - 1]", "[:, -1]")),
     ("generate", "all rows write at one length", ("h = step(token, cache, lengths)",
                                                   "h = step(token, cache, torch.full_like(lengths, longest + n))")),

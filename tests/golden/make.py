@@ -2,15 +2,18 @@
 
     pip install torch==2.13.0 transformers==5.23.0 && python tests/golden/make.py
 
+It also writes, into configs.json, the values that transformers reads in each config.json there. Those that bear a
+model's name are as public repositories quote them; the others are made up.
 An independent implementation stands on the other side of every number in here. Weights are drawn
 wide, and norms moved off 1, so that a wrong rotation, grouping or scale shows in the first digits.
 """
+import copy
 import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, OlmoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, OlmoConfig
 
 COMMON = dict(vocab_size=128, num_hidden_layers=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
               initializer_range=0.2)
@@ -48,3 +51,17 @@ for name, config in CONFIGS.items():
     save_file({"ids": ids, "logits": logits, "greedy": greedy.contiguous()}, folder / "golden.safetensors")
     print(name, sum(p.numel() for p in model.parameters()), float(logits.std()))
     print(json.loads((folder / "config.json").read_text()))
+
+READ = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "tie_word_embeddings",
+        "rms_norm_eps", "sliding_window", "clip_qkv")
+file = Path(__file__).parent / "configs.json"
+configs, lines = json.loads(file.read_text()), []
+for name, row in configs.items():
+    config = AutoConfig.for_model(**copy.deepcopy(row["config"]))
+    config.standardize_rope_params()  # as the model does before it reads them
+    read = {key: getattr(config, key) for key in READ if key in type(config).__dataclass_fields__}
+    read["head_dim"] = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    row["read"] = read | {"rope_parameters": config.rope_parameters}
+    lines.append(f" {json.dumps(name)}: {json.dumps(row)}")
+file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
