@@ -205,9 +205,9 @@ def save_tensors(path, tensors: dict, metadata: dict[str, str], dtype=None):
 def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMPT):
     """Write the files that other tools read beside config.json and the weights, each whole or not at all.
 
-    They are the tokenizer (that of `base`, with EOS to pad), generation_config.json, a model card and, unless record["method"] is
-    "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read chat_template.jinja, llama.cpp
-    and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
+    They are the tokenizer (that of `base`, with EOS to pad), generation_config.json, a model card and, unless
+    record["method"] is "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read
+    chat_template.jinja, llama.cpp and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
 
     Nothing is taken over from the base's tokenizer_config.json: with the class that it names, LlamaTokenizer for
     one, transformers 5 splits by that class's own rules, and a model is asked in other tokens than it was trained on.
