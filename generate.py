@@ -8,6 +8,7 @@
 The second shows several models' answers side by side; the third writes AlpacaEval's format.
 """
 import argparse
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,6 @@ from data import command  # first: Ctrl-C is quiet from here on
 
 import torch
 import torch.nn.functional as F
-from tokenizers.decoders import DecodeStream
 from torch.nn.utils.rnn import pad_sequence
 
 from adapter import RULES, Adapter
@@ -175,14 +175,23 @@ def answer(model: Llama, tokenizer: Tokenizer, instructions: list[str], **option
 
 
 def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
-    """Print the response as it is decoded, holding back bytes that do not make a character yet."""
-    decoder = DecodeStream(skip_special_tokens=True)
+    """Print the response as it is decoded, holding back bytes that do not make a character yet.
+
+    SentencePiece's byte tokens, <0x00> to <0xFF>, are held back to the end of their run: if the run is not UTF-8 in
+    the end, each of them is decoded as U+FFFD.
+    """
+    ids, shown = [], ""
 
     def show(_, token):
-        print(decoder.step(tokenizer.bpe, token) or "", end="", flush=True)
+        nonlocal shown
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd") and not re.fullmatch("<0x..>", tokenizer.bpe.id_to_token(token) or ""):
+            print(text[len(shown):], end="", flush=True)
+            shown = text
 
     generate(model, [encode_prompt(tokenizer, instruction)], tokenizer.eos_ids, on_token=show, **options)
-    print()
+    print(tokenizer.decode(ids)[len(shown):])
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
@@ -215,7 +224,7 @@ def parse_arguments():
                         help="instructions answered side by side")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; else from 0.01 to 100")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability")
-    parser.add_argument("--seed", type=int, default=1, help="of sampling")
+    parser.add_argument("--seed", type=command.seed, default=1, help="of sampling")
     parser.add_argument("--device", type=machine.device_name, default=machine.default_device())
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
                         help="to compute in; default: bfloat16 on a GPU, else float32")
@@ -283,9 +292,13 @@ def main():
             options["adapter"] = Adapter(tokenizer, model.config.vocab_size, args.rules, args.device,
                                          args.penalise_prompt)
 
-        def decode(batch, start):  # seeded by its place, so that a run that was interrupted samples the same answers
-            generator = torch.Generator(args.device).manual_seed(args.seed + start)
-            return answer(model, tokenizer, batch, generator=generator, **options)
+        # Seeded by its place, so that a run that was interrupted samples the same answers. Places are fewer than
+        # 1,000,003, so no two batches share a stream (where a generator keeps 32 bits: of the seeds below 4,294).
+        def sampling(start):
+            return {"generator": torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + start)} | options
+
+        def decode(batch, start):
+            return answer(model, tokenizer, batch, **sampling(start))
 
         if args.output:
             write_answers(args.output, instructions, record, decode)
@@ -295,8 +308,7 @@ def main():
         else:
             if len(args.model) > 1:
                 print(f"[{path}]")
-            generator = torch.Generator(args.device).manual_seed(args.seed)
-            stream(model, tokenizer, args.prompt, generator=generator, **options)
+            stream(model, tokenizer, args.prompt, **sampling(0))
     for i, instruction in enumerate(instructions if shown else []):
         print(f"\n{instruction}")
         for path, answers in shown.items():

@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from data import machine, runs
 from data.download import model_folder
 from data.files import check_fields, clock, fingerprint, read_jsonl, write_json, write_text
-from data.format import IGNORE, Tokenizer, check_dialogue, encode, encode_document, train_tokenizer
+from data.format import (IGNORE, Tokenizer, check_dialogue, check_template, encode, encode_document,
+                         train_tokenizer)
 from data.hub import weight_files, write_companions
 from data.runs import say
 from model import Config, Llama
@@ -48,14 +49,21 @@ METHODS = {
 
 
 def load_examples(method: Method, folder: Path, tokenizer: Tokenizer, max_length: int) -> list:
-    """A method's training set as (ids, labels) pairs. Examples without a scored token are left out, and counted."""
+    """A method's training set as (ids, labels) pairs. Examples without a scored token are left out, and counted.
+
+    Empty responses are counted, too: they teach a model to say nothing.
+    """
     path = folder / f"{method.file}.jsonl"
     if method.file == "corpus":
         rows = read_jsonl(path, check_fields("text"))
         examples = [encode_document(tokenizer, row["text"], max_length) for row in rows]
     else:
+        check_template(tokenizer)
         rows = read_jsonl(path, check_dialogue)
         examples = [encode(tokenizer, row["messages"], max_length, method.blank) for row in rows]
+        responses = [message["content"] for row in rows for message in row["messages"][1::2]]
+        if n_empty := sum(not response.strip() for response in responses):
+            say(f"{path}: {n_empty} of {len(responses)} responses are empty, so only their EOS is trained")
     scored = [example for example in examples if n_scored(example)]
     if not scored:
         raise ValueError(f"{path}: no response begins within --max-length {max_length} tokens")
@@ -230,8 +238,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         return dh * dloss, dw.mul_(dloss), None  # in place: backward runs once
 
 
-# The command line. Options that change how fast a run goes or where it goes, not its result:
-NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile", "gradient_checkpointing"}
+# The command line. Options that change how fast a run goes or where it goes, not its result, and the paths of what it
+# reads, which is known by its hash:
+NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile", "gradient_checkpointing", "model",
+                "data"}
 
 
 def parse_arguments():
@@ -262,15 +272,14 @@ def parse_arguments():
                              "and saves memory more than time")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="compute the activations twice rather than keep them: less memory, a third more time")
-    parser.add_argument("--seed", type=int, default=1, help="of the data order, and of pretraining's first weights")
+    parser.add_argument("--seed", type=command.seed, default=1,
+                        help="of the data order, and of pretraining's first weights")
     parser.add_argument("--device", type=machine.device_name, default=machine.default_device())
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--resume", action="store_true",
                       help="continue an interrupted run from its last epoch; start if there is none")
     what.add_argument("--overwrite", action="store_true", help="discard the run that --out holds")
     args = parser.parse_args()
-    if not 0 <= args.seed < 2**32:
-        parser.error("argument --seed: must be from 0 to 4294967295")
     if not 0 <= args.warmup <= 1:
         parser.error("argument --warmup: must be from 0 to 1")
     return args
@@ -294,12 +303,12 @@ def settle_defaults(args, config: Config):
 
 def settings_of(args) -> dict:
     """The options and inputs that make a run what it is, for run.json and for --resume to compare."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in NOT_SETTINGS}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_SETTINGS}
     settings["data_sha256"] = fingerprint(args.data / f"{METHODS[args.method].file}.jsonl")
+    files = [args.model / "config.json"]
     if args.method != "pretrain":
-        settings["model_sha256"] = fingerprint(*weight_files(args.model))
-    return settings
+        files += [args.model / "tokenizer.json", *weight_files(args.model)]
+    return settings | {"model_sha256": fingerprint(*files)}
 
 
 def new_model(args, config: Config, folder: Path):
@@ -367,7 +376,8 @@ def run(args, config: Config, scratch: Path):
                  first_step=first_step, after_epoch=keep)
     tensors = runs.gathered(model.state_dict())
     if runs.is_main():
-        record = settings | {"loss": loss, "seconds": round(time.perf_counter() - began, 1)}
+        record = settings | {"model": str(args.model), "data": str(args.data), "loss": loss,
+                             "seconds": round(time.perf_counter() - began, 1)}
         model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
         write_companions(args.out, base, record)
         write_json(args.out / runs.RECORD, record)  # the last: a folder with a record is a finished run

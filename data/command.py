@@ -118,6 +118,13 @@ def positive(kind):
     return parse
 
 
+def seed(argument: str) -> int:
+    """A type for argparse: a whole number that torch's generators take."""
+    if not 0 <= int(argument) < 2**32:
+        raise argparse.ArgumentTypeError("must be from 0 to 4294967295")
+    return int(argument)
+
+
 def path(argument: str) -> Path:
     """A type for argparse: a file or folder, since "" would be the current folder."""
     if not argument.strip():

@@ -71,7 +71,7 @@ def read_json(path, remedy: str):
 
 
 def read_jsonl(path, check) -> list:
-    """The rows of a JSON Lines file.
+    """The rows of a JSON Lines file, which may end with blank lines.
 
     check(row) returns what is wrong with a row, or None. Raises FileNotFoundError, or ValueError
     naming the file and line of the first row that is not JSON or that `check` objects to.
@@ -79,20 +79,19 @@ def read_jsonl(path, check) -> list:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; data/README.md says which command writes it")
-    rows = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = parse_json(line)
-                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-                problem = check(row)
-            except ValueError:  # of JSON or of UTF-8
-                problem = "not JSON" if line.strip() else "empty line"
-            if problem:
-                raise ValueError(f"{path} line {number}: {problem}; data/README.md shows the format")
-            rows.append(row)
-    if not rows:
+    rows, text = [], path.read_bytes().rstrip()
+    if not text:
         raise ValueError(f"{path} is empty")
+    for number, line in enumerate(text.split(b"\n"), 1):
+        try:
+            row = parse_json(line)
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            problem = check(row)
+        except ValueError:  # of JSON or of UTF-8
+            problem = "not JSON" if line.strip() else "empty line"
+        if problem:
+            raise ValueError(f"{path} line {number}: {problem}; data/README.md shows the format")
+        rows.append(row)
     return rows
 
 

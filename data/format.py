@@ -22,8 +22,10 @@ IDS = {  # of a config.json that does not name them, by its model_type: those of
 PROMPT = "<|user|>\n{instruction}\n<|assistant|>\n"
 TEMPLATE = r"""
 {{ bos_token }}{% for message in messages %}
-{%- if message['role'] == 'user' %}{{ '' if loop.first else '\n' }}{{ BEFORE }}{{ message['content'] | trim }}
-{%- elif message['role'] == 'assistant' %}{{ AFTER }}{{ message['content'] | trim }}{{ eos_token }}
+{%- set parts = message['content'] %}
+{%- set content = (parts if parts is string else parts | map(attribute='text') | join) | trim %}
+{%- if message['role'] == 'user' %}{{ '' if loop.first else '\n' }}{{ BEFORE }}{{ content }}
+{%- elif message['role'] == 'assistant' %}{{ AFTER }}{{ content }}{{ eos_token }}
 {%- else %}{{ raise_exception('the roles are user and assistant') }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ AFTER }}{% endif %}
 """.strip()
@@ -68,17 +70,49 @@ def fill(prompt: str, instruction: str) -> str:
 
 
 def chat_template(prompt: str = PROMPT) -> str:
-    """The format as Jinja, which transformers, vLLM and llama.cpp render before they tokenise without adding a BOS."""
+    """The format as Jinja, which transformers, vLLM and llama.cpp render before they tokenise without adding a BOS.
+
+    A message's content is a text or, as some clients send it, a list of parts {"type": "text", "text": ...}.
+    """
     before, _, after = (json.dumps(part, ensure_ascii=False) for part in prompt.partition("{instruction}"))
     return TEMPLATE.replace("BEFORE", before).replace("AFTER", after)
+
+
+def check_template(tokenizer):
+    """Raise ValueError where tools that render the chat template would get other tokens than `encode` gives.
+
+    They tokenise a whole dialogue as one text, with the texts of BOS and EOS in it as special tokens.
+    """
+    bpe = BPE.from_str(tokenizer.bpe.to_str())
+    bpe.add_special_tokens([text for text in (tokenizer.bos, tokenizer.eos) if text])
+    turn = f"{fill(PROMPT, 'One?')}Two.{tokenizer.eos}"
+    theirs = bpe.encode(f"{tokenizer.bos or ''}{turn}\n{turn}", add_special_tokens=False).ids
+    if theirs != encode(tokenizer, [{"content": "One?"}, {"content": "Two."}] * 2, 10**6)[0]:
+        raise ValueError(f"{tokenizer.path}: other tools would split the chat format into other tokens than train.py "
+                         "does; check its special tokens, and bos_token_id and eos_token_id in config.json")
+
+
+def set_apart(part: dict) -> dict:
+    """For json.loads: a part of a tokenizer.json, changed where special tokens and the text beside them interfere.
+
+    `encode` puts BOS and EOS in as ids and tokenises every turn alone. Other tools have them in the text; so that
+    they get the same tokens, a special token is found as it is written, and the text after it begins like any text.
+    """
+    if part.get("special") is True:
+        part |= dict.fromkeys(("normalized", "lstrip", "rstrip", "single_word"), False)
+        part["special"] = part["content"] not in "\n" + PROMPT  # a tag of ours is text, which we do not skip
+    if part.get("prepend_scheme") == "first":
+        part["prepend_scheme"] = "always"
+    return part
 
 
 class Tokenizer:
     """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which data/hub.py checks).
 
     bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
-    at any of eos_ids; in training it ends with eos_id, the first. Raises FileNotFoundError where there is no
-    tokenizer.json, ValueError where it is none or has ids beyond the model's.
+    at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id.
+    Raises FileNotFoundError where there is no tokenizer.json, ValueError where it is none or has ids beyond the
+    model's.
     """
 
     def __init__(self, path):
@@ -88,7 +122,8 @@ class Tokenizer:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist; a model folder has its tokenizer there")
         try:
-            self.bpe = BPE.from_file(str(self.path))
+            file = json.loads(self.path.read_bytes(), object_hook=set_apart)
+            self.bpe = BPE.from_str(json.dumps(file))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{self.path} is not a tokenizer ({error}); fetch or write it again") from None
         last = max(self.bpe.get_vocab().values(), default=-1)
@@ -97,6 +132,8 @@ class Tokenizer:
         self.bos_id, self.eos_ids = config.get("bos_token_id"), listed(config["eos_token_id"])
         self.eos_id = self.eos_ids[0]
         self.start = [] if self.bos_id is None else [self.bos_id]
+        self.bos = None if self.bos_id is None else self.bpe.id_to_token(self.bos_id)
+        self.eos = self.bpe.id_to_token(self.eos_id)
         self.bpe.no_padding()
         self.bpe.no_truncation()
         self.bpe.encode_special_tokens = True  # "</s>" in a text is text: only we end a response

@@ -7,6 +7,7 @@ Files come from anywhere, so they are checked before they are used: errors name 
 """
 import json
 import re
+import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -242,19 +243,23 @@ def save_tensors(path, tensors: dict, metadata: dict[str, str], dtype=None):
 def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMPT):
     """Write the files that other tools read beside config.json and the weights, each whole or not at all.
 
-    They are the tokenizer (that of `base`), generation_config.json, a model card and, unless record["method"] is
-    "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read chat_template.jinja, llama.cpp
-    and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
+    They are the tokenizer (that of `base`, with EOS to pad), generation_config.json, a model card and, unless
+    record["method"] is "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read
+    chat_template.jinja, llama.cpp and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
 
     Nothing is taken over from the base's tokenizer_config.json: with the class that it names, LlamaTokenizer for
     one, transformers 5 splits by that class's own rules, and a model is asked in other tokens than it was trained on.
     """
     tokenizer, tuned = Tokenizer(base), record["method"] != "pretrain"
-    bos, eos = (None if i is None else tokenizer.bpe.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
     adds_bos = tokenizer.bpe.encode("a").ids[:1] == [tokenizer.bos_id]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                "bos_token": bos, "eos_token": eos, "add_bos_token": adds_bos}
-    write_text(folder / "tokenizer.json", (base / "tokenizer.json").read_text(encoding="utf-8"))
+                "bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos,
+                "add_bos_token": adds_bos}
+    write_text(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True))
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    if (base / "tokenizer.model").exists():  # SentencePiece's own file, without which llama.cpp makes up its scores
+        with replacing(folder / "tokenizer.model") as temporary:
+            shutil.copyfile(base / "tokenizer.model", temporary)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     if tuned:
         settings["chat_template"] = chat_template(prompt)

@@ -47,10 +47,17 @@ def test_a_file_that_is_not_utf8_is_refused_by_line(tmp_path):
         read_jsonl(tmp_path / "broad.jsonl", lambda row: None)
 
 
-def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "broad.jsonl").write_text("")
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_an_empty_file_is_refused(tmp_path, text):
+    (tmp_path / "broad.jsonl").write_text(text)
     with pytest.raises(ValueError, match="is empty"):
         read_jsonl(tmp_path / "broad.jsonl", lambda row: None)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n \r\n"])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
+    (tmp_path / "broad.jsonl").write_text('{"text": "a"}\n{"text": "b"}' + end, newline="")
+    assert read_jsonl(tmp_path / "broad.jsonl", lambda row: None) == [{"text": "a"}, {"text": "b"}]
 
 
 def test_a_journal_remembers_and_passes_over_what_is_torn_or_not_valid(tmp_path):

@@ -1,15 +1,15 @@
 """data/format.py: which tokens are scored, and that they are the tokens of the whole text."""
 import json
-import re
 
 import pytest
-from tokenizers import AddedToken, decoders, models, normalizers, trainers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BPE
 
-from conftest import TINY
+from conftest import TINY, sentencepiece
 from data.files import read_jsonl
-from data.format import (IGNORE, PROMPT, Tokenizer, chat_template, check_dialogue, encode, encode_document,
+from data.format import (IGNORE, PROMPT, Tokenizer, check_dialogue, check_template, encode, encode_document,
                          encode_prompt, train_tokenizer)
+from data.hub import write_companions
 
 
 def dialogue(*texts):
@@ -130,72 +130,88 @@ def test_the_prompt_is_a_parameter(tokenizer):
     assert ids[: len(encode_prompt(tokenizer, "One?", prompt))] == encode_prompt(tokenizer, "One?", prompt)
 
 
-def render(template, messages, add_generation_prompt=False, **tokens):
-    """The little of Jinja that our template uses: expressions, and if, elif, else and for."""
-    values = {
-        "message['content'] | trim": lambda: message["content"].strip(),
-        "'' if loop.first else '\\n'": lambda: "\n" if i else "",
-        "if message['role'] == 'user'": lambda: message["role"] == "user", "else": lambda: True,
-        "elif message['role'] == 'assistant'": lambda: message["role"] == "assistant",
-        "if add_generation_prompt": lambda: add_generation_prompt,
-    } | {name: lambda text=text: text for name, text in tokens.items()}
-
-    def show(template):
-        out, shown, decided = "", True, False  # are we in a branch that is shown; was one of this `if` shown
-        for tag, expression, text in re.findall(r"\{([{%])-? (.*?) [}%]\}([^{]*)", template):
-            assert not text.strip("\n"), "literals stand in expressions"
-            if tag == "{" and shown:
-                literal = expression[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")  # as Jinja does
-                out += literal if expression.startswith('"') else values[expression]()
-            elif expression == "endif":
-                shown, decided = True, False
-            elif tag == "%":
-                shown = not decided and values[expression]()
-                decided = decided or shown
-        return out
-
-    before, body, after = re.split(r"\{%-? for message in messages %\}|\{%-? endfor %\}", template)
-    text = show(before)
-    for i, message in enumerate(messages):
-        text += show(body)
-    return text + show(after)
+def set_first(file):
+    """As in Mistral-7B-v0.3: no normaliser, and "▁" before the beginning of a text only."""
+    file["normalizer"] = None
+    file["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 
 
-def sentencepiece(texts):
-    """A tokenizer as Llama-2's: "▁" for spaces and before every text, bytes for unknown characters."""
-    bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
-    special = [AddedToken(token, normalized=False, special=True) for token in ("<s>", "</s>", "<unk>")]
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=600, show_progress=False, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
-    return bpe
+def set_flags(file, **flags):
+    for token in file["added_tokens"]:
+        token |= flags
 
 
-@pytest.fixture(scope="module", params=["bytes", "bytes, no BOS", "SentencePiece"])
+def add_tags(file):
+    for i, tag in enumerate(("<|user|>", "<|assistant|>"), 600):
+        file["added_tokens"].append(file["added_tokens"][0] | {"id": i, "content": tag})
+
+
+KINDS = {  # of tokenizers: byte-level ones with BOS and without, SentencePiece's, and what makes each special
+    "bytes": None, "bytes, no BOS": None, "bytes, tags": add_tags,
+    "SentencePiece": None, "SentencePiece, tags": add_tags,
+    "SentencePiece, normalized": lambda file: set_flags(file, normalized=True),  # as huggyllama/llama-7b's
+    "SentencePiece, strip": lambda file: set_flags(file, lstrip=True, rstrip=True, single_word=True),
+    "SentencePiece, first": set_first, "SentencePiece, first, no BOS": set_first,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def other(request, tmp_path_factory):
-    """Tokenizers of the kinds that models have: byte-level ones with BOS and without, and SentencePiece's."""
     texts, folder = [" ".join(text) for text in TEXTS] * 5, tmp_path_factory.mktemp("model")
-    bpe = sentencepiece(texts) if request.param == "SentencePiece" else train_tokenizer(texts, 400)
-    bpe.save(str(folder / "tokenizer.json"))
-    bos = None if request.param == "bytes, no BOS" else 0
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 600, "bos_token_id": bos, "eos_token_id": 1}))
+    bpe = sentencepiece(texts) if "SentencePiece" in request.param else train_tokenizer(texts, 400)
+    file = json.loads(bpe.to_str())
+    (KINDS[request.param] or (lambda file: None))(file)
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    bos = None if "no BOS" in request.param else 0
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 602, "bos_token_id": bos, "eos_token_id": 1}))
     return Tokenizer(folder)
 
 
+class WrittenFolder:
+    """What a tool such as transformers does with the folder that training writes: the right values.
+
+    It renders the template with jinja2 (which torch requires), set as transformers sets it, and tokenises the whole
+    with the tokenizers library, BOS and EOS in it as special tokens, and none added.
+    """
+
+    def __init__(self, base, folder, prompt=PROMPT):
+        write_companions(folder, base, {"method": "response", "model": "base"}, prompt)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        self.texts = {key: settings[key] for key in ("bos_token", "eos_token") if settings[key]}
+        self.bpe = BPE.from_file(str(folder / "tokenizer.json"))
+        jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self.template = jinja.from_string((folder / "chat_template.jinja").read_text())
+
+    def tokens(self, messages, **options):
+        text = self.template.render(messages=messages, **self.texts, **options)
+        return self.bpe.encode(text, add_special_tokens=False).ids
+
+
 @pytest.mark.parametrize("prompt", [PROMPT, '<|"A"|>\n{instruction}\n\\n«🙂»\n'])
-def test_the_chat_template_is_the_format_that_is_trained(other, prompt):
-    """Other tools render it and tokenise the whole, with the special tokens in it and none added."""
-    bpe, bos = BPE.from_file(str(other.path)), "" if other.bos_id is None else "<s>"
-    messages = dialogue(" One?", "First {{ answer }}.", "", "Grüße.\n", "Three?\n", "- a\n- b")
+def test_the_chat_template_is_the_format_that_is_trained(other, tmp_path, prompt):
+    written, messages = WrittenFolder(other.path.parent, tmp_path, prompt), dialogue(
+        " One?", "First {{ answer }}.", "", "Grüße\n", "Three?\n", "- a\n- b", "<|user|>▁x", "")
+    assert written.tokens(messages) == encode(other, messages, 2048, prompt=prompt)[0]
+    assert written.tokens(messages[:1], add_generation_prompt=True) == encode_prompt(other, " One?", prompt)
+    check_template(other)
 
-    def tokens(*arguments, **options):
-        text = render(chat_template(prompt), *arguments, **options, bos_token=bos, eos_token="</s>")
-        return bpe.encode(text, add_special_tokens=False).ids
 
-    assert tokens(messages) == encode(other, messages, 2048, prompt=prompt)[0]
-    assert tokens(messages[:1], add_generation_prompt=True) == encode_prompt(other, " One?", prompt)
+def test_a_list_of_parts_is_rendered_as_its_text(tokenizer, tmp_path):
+    parts = [{"type": "text", "text": " What is "}, {"type": "text", "text": "this?\n"}]
+    tokens = WrittenFolder(TINY, tmp_path).tokens([{"role": "user", "content": parts}], add_generation_prompt=True)
+    assert tokens == encode_prompt(tokenizer, "What is this?")
+
+
+def test_tags_that_are_special_tokens_are_tokens_of_the_format(tmp_path):
+    """The ids are those of transformers 5.24: AutoTokenizer.from_pretrained(folder).apply_chat_template(...)."""
+    file = json.loads((TINY / "tokenizer.json").read_text())
+    add_tags(file)
+    set_flags(file, normalized=True, rstrip=True)
+    for i, token in enumerate(file["added_tokens"][2:], 1536):
+        token["id"] = i
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    (tmp_path / "config.json").write_text('{"vocab_size": 1600, "bos_token_id": 0, "eos_token_id": 1}')
+    assert encode_prompt(Tokenizer(tmp_path), "Hi") == [0, 1536, 200, 41, 74, 200, 1537, 200]
 
 
 @pytest.mark.parametrize("damage, message", [
@@ -248,7 +264,8 @@ def test_tokenizer_training_is_deterministic_and_splits_digits():
 ])
 def test_a_malformed_line_is_named_by_number(tmp_path, line, fragment):
     path = tmp_path / "broad.jsonl"
-    path.write_text(json.dumps({"messages": dialogue("a", "b")}) + f"\n{line}\n")
+    row = json.dumps({"messages": dialogue("a", "b")})
+    path.write_text(f"{row}\n{line}\n{row}\n")
     with pytest.raises(ValueError) as error:
         read_jsonl(path, check_dialogue)
     assert f"{path} line 2: {fragment}" in str(error.value)

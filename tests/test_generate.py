@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_refused, command, on_two_ranks
+from conftest import ROOT, TINY, assert_refused, command, on_two_ranks, sentencepiece
 from safetensors.torch import load_file
 
 import generate as module
 from data import machine
-from data.format import encode_prompt
+from data.format import Tokenizer, encode_prompt
 from generate import CACHE_BLOCK, choose, generate, generate_slowly, stream
 from model import Llama
 
@@ -127,7 +127,26 @@ def test_streaming_prints_what_decoding_returns(small_model, tokenizer, capsys):
     shown = capsys.readouterr().out
     options["generator"] = torch.Generator().manual_seed(3)
     ids = generate(small_model, [encode_prompt(tokenizer, "Hi")], 1, **options)[0]
-    assert shown.rstrip("\n") == tokenizer.decode(ids).rstrip("\ufffd\n")
+    assert shown == tokenizer.decode(ids) + "\n"
+
+
+@pytest.mark.parametrize("pieces, shown", [  # Unicode: a byte that belongs to no character is shown as U+FFFD
+    ("<0xC3> <0xA9> <0xFF> a", ["\ufffd\ufffd\ufffda"]), ("a <0xC3> <0xA9> a <0xC3>", ["a", "éa", "\ufffd"]),
+    ("a <0xF0> <0x9F> <0x99> <0x82>", ["a", "🙂"]), ("a </s> a", ["a", "a"]),
+    ("a Ã © a Ã", ["a", "é", "a", "\ufffd"]),  # byte-level: Ã and © stand for the bytes C3 and A9
+])
+def test_bytes_are_shown_when_they_are_characters(small_model, tokenizer, tmp_path, monkeypatch, pieces, shown):
+    """In the end all is printed that decoding without streaming returns."""
+    if "Ã" not in pieces:
+        sentencepiece(["a"]).save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "config.json").write_text('{"vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}')
+        tokenizer = Tokenizer(tmp_path)
+    parts = []
+    ids = [tokenizer.bpe.token_to_id(piece) for piece in pieces.split()]
+    monkeypatch.setattr(module, "generate", lambda *_, on_token: [on_token(0, i) for i in ids])
+    monkeypatch.setattr("builtins.print", lambda text, **_: parts.append(text))
+    stream(small_model, tokenizer, "Hi")
+    assert [part for part in parts if part] == shown and "".join(shown) == tokenizer.decode(ids)
 
 
 @pytest.fixture
@@ -179,6 +198,21 @@ def test_an_instruction_that_is_too_long_is_named_before_the_first_is_answered(q
                      "--batch-size", 1)
     assert_refused(result, f"{questions} line 6", "no room to answer", "256")
     assert not list(tmp_path.glob("a.json*"))
+
+
+def test_no_answer_of_one_seed_is_another_seeds(tmp_path):
+    """A seed and a place that were added would give 9 answers to the same question but 5 different ones."""
+    (tmp_path / "questions.jsonl").write_text('{"instruction": "Write a poem about dust."}\n' * 3)
+    answers = []
+    for seed in (1, 2, 3):
+        output = tmp_path / f"{seed}.json"
+        result = command("generate.py", "--model", TINY, "--input", tmp_path / "questions.jsonl", "--output", output,
+                         "--batch-size", 1, "--max-new-tokens", 24, "--temperature", 1, "--seed", seed)
+        assert result.returncode == 0, result.stderr
+        answers += [row["output"] for row in json.loads(output.read_text())]
+    assert len(set(answers)) == 9
+    for seed in (-1, 99999999999999999999999, "x"):
+        assert_refused(command("generate.py", "--model", TINY, "--prompt", "Hi", f"--seed={seed}"), "--seed")
 
 
 def test_several_models_are_shown_side_by_side(questions):

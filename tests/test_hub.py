@@ -337,7 +337,7 @@ def companions(folder, base, record=RECORD):
 def test_a_tuned_model_has_the_template_that_it_was_trained_with_wherever_tools_look(base, tmp_path):
     settings = companions(tmp_path / "out", base)
     assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                        "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False,
+                        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "add_bos_token": False,
                         "chat_template": chat_template()}
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_template()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
@@ -369,6 +369,28 @@ def test_a_tokenizer_that_puts_bos_itself_keeps_doing_so(base, tmp_path):
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     bpe.save(str(base / "tokenizer.json"))
     assert companions(tmp_path / "out", base)["add_bos_token"] is True
+
+
+def test_special_tokens_that_are_normalized_keep_their_names(base, tmp_path):
+    """As huggyllama/llama-7b's, where the library's id_to_token returns "▁<s>"; transformers has "<s>" as token 1."""
+    file = json.loads((base / "tokenizer.json").read_text())
+    file["normalizer"] = {"type": "Prepend", "prepend": "▁"}
+    for token in file["added_tokens"]:
+        token["normalized"] = True
+    (base / "tokenizer.json").write_text(json.dumps(file))
+    assert BPE.from_file(str(base / "tokenizer.json")).id_to_token(0) == "▁<s>"
+    settings = companions(tmp_path / "out", base)
+    assert [settings[key] for key in ("bos_token", "eos_token", "pad_token")] == ["<s>", "</s>", "</s>"]
+    assert BPE.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("a</s>b").ids.count(1) == 1
+
+
+def test_sentencepieces_own_file_is_copied_or_taken_away(base, tmp_path):
+    (base / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\xff")
+    companions(tmp_path / "out", base)
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"\n\x0e\n\x05<unk>\xff"
+    (base / "tokenizer.model").unlink()
+    companions(tmp_path / "out", base)
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
 
 
 def test_a_model_fetched_from_the_hub_has_its_name_there(base, tmp_path):

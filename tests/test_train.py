@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from data import machine
 from data.files import fingerprint
-from data.format import IGNORE, encode
+from data.format import IGNORE, Tokenizer, encode
 from data.world import World
 from model import Llama
 from train import (METHODS, LinearCrossEntropy, accumulate_gradient, adamw, learning_rate, load_examples,
@@ -106,6 +106,23 @@ def test_examples_with_nothing_to_score_are_left_out_and_counted(tmp_path, token
     assert "left out 1 of 2" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no response begins within"):
         load_examples(METHODS["instruction"], tmp_path, tokenizer, 8)
+
+
+def test_a_base_whose_tokens_would_differ_elsewhere_is_refused(data, tmp_path):
+    """An EOS that the tokenizer does not have: tools would render nothing for it."""
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text('{"vocab_size": 1600, "bos_token_id": 0, "eos_token_id": 1599}')
+    with pytest.raises(ValueError, match="tokenizer.json: other tools would split.*eos_token_id"):
+        load_examples(METHODS["instruction"], data, Tokenizer(tmp_path), 64)
+
+
+def test_empty_responses_are_counted(tmp_path, tokenizer, capsys):
+    texts = ("One?", "", "Two?", " \n", "Three?", "3.")
+    messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+    (tmp_path / "broad.jsonl").write_text(json.dumps({"messages": messages}))
+    (example,) = load_examples(METHODS["instruction"], tmp_path, tokenizer, 64)
+    assert n_scored(example) == 1 + 1 + len(tokenizer.encode("3.").ids) + 1  # EOS, EOS, "3." and EOS
+    assert "2 of 3 responses are empty" in capsys.readouterr().out
 
 
 def run(data, out, *more):
@@ -205,6 +222,17 @@ def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(data, tmp_path, monke
     assert "keeps the last whole epoch" in result.stderr and "--resume" in result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint.safetensors"]
     assert "step 4/9" in run(data, tmp_path / "out", "--resume").stdout
+
+
+def test_a_run_goes_on_with_the_same_model_and_data_under_other_paths_only(data, half, tmp_path):
+    model, moved = shutil.copytree(TINY, tmp_path / "model"), data.rename(tmp_path / "moved")
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config.replace('"rope_theta": 10000.0', '"rope_theta": 500.0'))
+    assert_refused(run(moved, half, "--resume", "--model", model), "model_sha256")
+    (model / "config.json").write_text(config)
+    assert "step 4/9" in run(moved, half, "--resume", "--model", model).stdout
+    record = json.loads((half / "run.json").read_text())
+    assert (record["model"], record["data"]) == (str(model), str(moved))
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(data, half):
@@ -325,8 +353,9 @@ def test_bad_input_is_refused_in_one_sentence(data, tmp_path):
     assert_refused(run(data, out, "--lr", 0), "--lr: must be above 0")
     assert_refused(run(data, out, "--lr", 1e30), "the loss of step", "--lr")
     with open(data / "broad.jsonl", "a") as file:
-        file.write("\n")
+        file.write("\n{}\n")
     assert_refused(run(data, out), f"{data / 'broad.jsonl'} line 41: empty line")
+    assert_refused(run(data, out, "--seed", 2**32), "--seed: must be from 0")
     assert not out.exists()
 
 
