@@ -51,15 +51,20 @@ def read_config(path, kind):
     try:
         if not isinstance(raw, dict):
             raise ValueError(f"not a JSON object; {A_MODEL_IS}")
+        # the architecture first: of another one, no key means what it means here
         model_type = raw.get("model_type")
         if model_type not in list(KEYS):
             raise ValueError(f"model_type = {shown(model_type)} is not supported, only {', '.join(KEYS)} are")
+
+        # the keys that it has, and of those the ones that model.py knows with one value only
         known = {key: raw.get(key, default) for key, default in KEYS[model_type].items()}
         for key in ONLY_DEFAULT:
             if known.get(key) != (only := KEYS[model_type].get(key)):
                 raise ValueError(f"{key} = {shown(known[key])} is not supported, only {shown(only)} is")
         known |= rope(known)
         known["dtype"] = known["dtype"] or known["torch_dtype"] or "float32"
+
+        # the rest are the fields of `kind`
         used = [field for field in fields(kind) if field.name in known]
         for field in used:
             check(field.name, known[field.name], field.type)
@@ -75,19 +80,24 @@ def rope(known: dict) -> dict:
 
     Raises ValueError for a scaling that model.py does not do. Where there are both, transformers reads rope_scaling.
     """
-    key, original = "rope_scaling" if known["rope_scaling"] else "rope_parameters", "original_max_position_embeddings"
-    scaling = known[key] or {}
-    check(key, scaling, dict)
-    theta = {"rope_theta": scaling.get("rope_theta", known["rope_theta"]), "rope_scaling": None}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default" or kind == "linear" and scaling.get("factor") == 1:
-        return theta
+    key = "rope_scaling" if known["rope_scaling"] else "rope_parameters"
+    found = known[key] or {}
+    check(key, found, dict)
+    theta = found.get("rope_theta", known["rope_theta"])
+
+    # no scaling, under any of its names
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default" or kind == "linear" and found.get("factor") == 1:
+        return {"rope_theta": theta, "rope_scaling": None}
     if kind != "llama3":
         raise ValueError(f'{key} of type {shown(kind)} is not supported, only Llama 3.1\'s "llama3" is')
-    scaling[original] = known[original] or scaling.get(original, known["max_position_embeddings"])
+
+    # Llama 3.1's; the context before scaling stands in one of two places, or is the context itself
+    original = "original_max_position_embeddings"
+    found = found | {original: known[original] or found.get(original, known["max_position_embeddings"])}
     for name in ROPE_SCALING:
-        check(f"{key}: {name}", scaling.get(name), float)
-    return theta | {"rope_scaling": {"rope_type": kind} | {name: scaling[name] for name in ROPE_SCALING}}
+        check(f"{key}: {name}", found.get(name), float)
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind} | {name: found[name] for name in ROPE_SCALING}}
 
 
 def check(key: str, value, kind):
