@@ -8,8 +8,8 @@ RULES ?= none
 A ?= out/response
 B ?= out/instruction
 JUDGE ?= world
-variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL N SUBMISSION SOLUTION \
-	RESULTS Q
+variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL WORKERS N SUBMISSION \
+	SOLUTION RESULTS Q
 seed_given := $(filter-out file,$(origin SEED))
 
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -60,7 +60,7 @@ make TARGET [VARIABLE=value ...]
   PROMPT="What is the capital of Brabrol?"
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
-  JUDGE=$(JUDGE)   or a model on the server at BASE_URL
+  JUDGE=$(JUDGE)   or a model on the server at BASE_URL; WORKERS=1 for a slow server
   N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json
   PYTHON=$(PYTHON)   set up by the first command
 
@@ -107,7 +107,7 @@ judge: compared $(ready) $(world) $(missing)
 	@$(PYTHON) generate.py --model "$$A" --rules "$$RULES" --input "$$DATA/eval.jsonl" --output "$$ANSWERS_A"
 	@$(PYTHON) generate.py --model "$$B" --input "$$DATA/eval.jsonl" --output "$$ANSWERS_B"
 	@$(PYTHON) judge.py --outputs "$$ANSWERS_A" --reference "$$ANSWERS_B" --judge "$$JUDGE" --data "$$DATA" \
-		$${BASE_URL:+--base-url "$$BASE_URL"}
+		$${BASE_URL:+--base-url "$$BASE_URL"} $${WORKERS:+--workers "$$WORKERS"}
 
 rank: compared $(ready) $(world) $(missing)
 	@$(PYTHON) judge.py --rank "$$MODEL" "$$B" "$$A" --pairs "$$DATA/eval.jsonl"

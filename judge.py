@@ -13,6 +13,7 @@ import math
 import os
 import random
 import sys
+from urllib.parse import urlsplit, urlunsplit
 
 from data import command  # first: Ctrl-C is quiet from here on
 
@@ -41,54 +42,42 @@ def win_rate(preferences) -> tuple[float, float]:
     return 100 * p.mean(), 100 * error
 
 
-def length_controlled_minimal(preferences, lengths, reference_lengths) -> float:
-    """The win rate that a logistic regression predicts for answers of equal length, in percent (Dubois et al., 2024).
+def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0, gamed=()) -> float:
+    """The win rate at equal lengths, in percent: AlpacaEval's length-controlled win rate (Dubois et al., 2024).
 
-    For N preferences p_i and the lengths in characters of both answers, d_i = length_i - reference length_i and
-    x_i = tanh(d_i / s), s the sample's standard deviation of d (with N - 1); x_i = 0 for all where s is 0 or N is 1.
-    (a, b) maximise sum_i [p_i log q_i + (1 - p_i) log(1 - q_i)] - 1e-6 (a^2 + b^2) / 2 with q_i = sigmoid(a + b x_i);
-    the last term keeps them finite where one side always wins. The result is 100 sigmoid(a). This is AlpacaEval's
-    `length_controlled_minimal`, which needs no download; the paper's figures are `length_controlled_v1`. The fit is
-    Newton's method from (0, 0), no step longer than 1 in a or b.
+    A logistic regression without intercept predicts each of N preferences (NaN or None: not judged) from tanh(d / s),
+    the instruction's difficulty and a 1. d is the length in characters less the reference's, s the standard deviation
+    of d (with N - 1; the feature is 0 where s is 0 or N is 1). The penalty is |w|_1 / C. C is one of 10 values between
+    1e-4 and 1e4, by 5-fold cross-validation of the mean log-loss (the largest for fewer than 5 rows). The result is the
+    mean prediction at d = 0 over all N instructions, judged or not.
+
+    With difficulties (N,) and gamed (M, 3) this is `length_controlled_v1`, which the paper reports. gamed: preferences
+    of GPT-4's own answers made longer or shorter, their d / s and difficulties; each weighs 0.1, with a 0 for the 1.
+    Without the two it is AlpacaEval's `length_controlled_minimal`.
     """
-    p = np.asarray(preferences, dtype=float)
-    x = np.stack([np.ones(len(p)), tanh_lengths(lengths, reference_lengths)], axis=1)  # (N, 2)
-    ab = np.zeros(2)
-    for _ in range(100):
-        q = 1 / (1 + np.exp(-x @ ab))  # (N,)
-        gradient = x.T @ (p - q) - 1e-6 * ab
-        step = np.linalg.solve(x.T @ (x * (q * (1 - q))[:, None]) + 1e-6 * np.eye(2), gradient)
-        ab += np.clip(step, -1, 1)  # a whole Newton step can overshoot far from the optimum
-        if np.abs(step).max() < 1e-10:
-            break
-    return 100 / (1 + np.exp(-ab[0]))
-
-
-def tanh_lengths(lengths, reference_lengths):
+    p = np.asarray(preferences, dtype=float)  # (N,)
     d = np.asarray(lengths, dtype=float) - np.asarray(reference_lengths, dtype=float)
     spread = d.std(ddof=1) if len(d) > 1 else 0.0
-    return np.tanh(d / spread) if spread else 0 * d  # (N,)
+    own = np.stack(np.broadcast_arrays(np.tanh(d / (spread or np.inf)), difficulties, 1.0), axis=1)  # (N, 3)
+    gamed = np.reshape(gamed, (-1, 3))
+    other = np.stack([np.tanh(gamed[:, 1]), gamed[:, 2], np.zeros(len(gamed))], axis=1)  # (M, 3)
 
+    # the rows that are judged: GPT-4's own, then the model's
+    x = np.concatenate([other, own[~np.isnan(p)]])
+    p = np.concatenate([gamed[:, 0], p[~np.isnan(p)]])
+    weight = np.where(x[:, 2] == 0, 0.1, 1.0)
 
-def length_controlled_v1(preferences, lengths, reference_lengths, difficulties, gamed) -> float:
-    """The length-controlled win rate that the paper reports, in percent: AlpacaEval's `length_controlled_v1`.
-
-    A logistic regression without intercept on three features: x_i as in `length_controlled_minimal`, the instruction's
-    difficulty, and a constant that is 1 for the model's own rows. difficulties: (N,). gamed: (M, 3), preferences of
-    GPT-4's own answers made longer or shorter, their standardised length differences (before the tanh) and
-    difficulties; each weighs 0.1, and their constant is 0. The penalty is |w|_1 / C, C chosen from 10 values between
-    1e-4 and 1e4 by 5-fold cross-validation of the mean log-loss. The result is the mean prediction at x_i = 0.
-    """
-    own = np.stack([tanh_lengths(lengths, reference_lengths), difficulties, np.ones(len(preferences))], axis=1)
-    other = np.stack([np.tanh(gamed[:, 1]), gamed[:, 2], np.zeros(len(gamed))], axis=1)
-    x = np.concatenate([other, own])  # (M + N, 3)
-    p = np.concatenate([gamed[:, 0], preferences])
-    weight = np.concatenate([np.full(len(other), 0.1), np.ones(len(own))])
+    # the strength whose fit to four fifths predicts the last fifth best
     fold = np.arange(len(x)) % 5
-    losses = [np.mean([weighted_log_losses(x[fold == k], p[fold == k], weight[fold == k], fit_l1(
-        x[fold != k], p[fold != k], weight[fold != k], c)).mean() for k in range(5)]) for c in STRENGTHS]
-    w = fit_l1(x, p, weight, STRENGTHS[int(np.argmin(losses))])
-    return 100 * np.mean(1 / (1 + np.exp(-(own[:, 1:] @ w[1:]))))
+
+    def held_out_loss(c):
+        fits = [fit_l1(x[fold != k], p[fold != k], weight[fold != k], c) for k in range(5)]
+        return np.mean([weighted_log_losses(x[fold == k], p[fold == k], weight[fold == k], w).mean()
+                        for k, w in enumerate(fits)])
+
+    c = min(STRENGTHS, key=held_out_loss) if len(x) >= 5 else STRENGTHS[-1]
+    w = fit_l1(x, p, weight, c)
+    return 100 * np.mean(1 / (1 + np.exp(-own[:, 1:] @ w[1:])))
 
 
 STRENGTHS = np.logspace(-4, 4, 10)
@@ -103,7 +92,8 @@ def weighted_log_losses(x, p, weight, w):
 def fit_l1(x, p, weight, c: float):
     """The w that minimises |w|_1 + c sum_i weighted_log_losses_i, to about eight digits.
 
-    x: (N, K), p and weight: (N,). Returns (K,). Accelerated proximal gradient descent (Beck and Teboulle, 2009).
+    x: (N, K), p and weight: (N,). Returns (K,). Accelerated proximal gradient descent (Beck and Teboulle, 2009), which
+    loses its momentum where that leads uphill (O'Donoghue and Candès, 2015).
     """
     step = 4 / (c * np.linalg.eigvalsh(x.T @ (x * weight[:, None]))[-1] + 1e-12)  # a curvature of at most 1/4 a row
     w = ahead = np.zeros(x.shape[1])
@@ -112,6 +102,8 @@ def fit_l1(x, p, weight, c: float):
         gradient = c * x.T @ (weight * (1 / (1 + np.exp(-(x @ ahead))) - p))
         moved = ahead - step * gradient
         new = np.sign(moved) * np.maximum(np.abs(moved) - step, 0)  # the penalty pulls each weight to 0
+        if (ahead - new) @ (new - w) > 0:  # uphill
+            t = 1.0
         t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
         ahead = new + (before - 1) / t * (new - w)
         if np.abs(new - w).max() < 1e-9:
@@ -164,71 +156,99 @@ def preference_for_second(choice: dict) -> float | None:
         {"message": {"content": "M"},
          "logprobs": {"content": [{"top_logprobs": [{"token": "M", "logprob": -0.2}, ...]}, ...]}}
 
-    A token or text names an answer if it is m (shown first) or M (second) once spaces, quotation marks and the like are
+    A token or word names an answer if it is m (shown first) or M (second) once quotation marks and the like are
     stripped. p(m) and p(M) are sums of exp(logprob) over the top tokens of the first position that name it, and the
-    preference is p(M) / (p(m) + p(M)) (Dubois et al., 2024). Where there are none, or both sums are 0, the message
-    decides: 1 if it names M, 0 if m, else None. Raises ValueError where such a logprob is NaN or above 0.01 (rounding
-    can lift it a little above 0), and LookupError, TypeError or AttributeError where a part is missing.
+    preference is p(M) / (p(m) + p(M)) (Dubois et al., 2024). A logprob of null counts as -inf. Where there are none, or
+    both sums are 0, the first word of the message decides: 1 if it names M, 0 if m, else None. The message is a text,
+    null, or a list of parts, {"type": "text", "text": "M"}. Raises ValueError where a logprob that counts is NaN or
+    above 0.01 (rounding can lift it a little above 0), and LookupError, TypeError or AttributeError where a part is
+    missing.
     """
     def name(token):
-        return token.strip(" \n\"'`*_.Ġ▁")
+        return token.strip(" \n\"'`*_.,:;()[]Ġ▁")
 
     p = {"m": 0.0, "M": 0.0}
     content = (choice.get("logprobs") or {}).get("content") or [{}]
     for top in content[0].get("top_logprobs") or []:
-        if (named := name(top["token"])) in p:
+        if (named := name(top["token"])) in p and top["logprob"] is not None:
             if not top["logprob"] <= 0.01:
                 raise ValueError(f"{top['logprob']} is not the logarithm of a probability")
             p[named] += math.exp(top["logprob"])
     if total := sum(p.values()):
         return p["M"] / total
-    return {"m": 0.0, "M": 1.0}.get(name(choice["message"]["content"] or ""))
+    text = choice["message"]["content"] or ""
+    if isinstance(text, list):
+        text = "".join(part.get("text") or "" for part in text)
+    return {"m": 0.0, "M": 1.0}.get(name((text.split() or [""])[0]))
 
 
-def check_completion(completion: dict) -> dict:
-    """The first choice of a completion, if `preference_for_second` takes it. Raises ValueError otherwise."""
+def check_completion(completion) -> dict:
+    """The first choice of a completion, with null for numbers that JSON does not have.
+
+    Raises ValueError where `preference_for_second` does not take it, or where it has neither preference nor text.
+    """
     try:
         choice = completion["choices"][0]
-        preference_for_second(choice)
-        json.dumps(choice, allow_nan=False)  # NaN is no JSON
+        if preference_for_second(choice) is None and not choice["message"]["content"]:  # a refusal, a filter
+            raise ValueError("no judgement")
+        return json.loads(json.dumps(choice), parse_constant=lambda name: None)
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"not a completion ({type(error).__name__})") from None
-    return choice
+
+
+def completions_url(base_url: str) -> str:
+    """Where a server takes questions: base_url itself if it ends so, else below it, or below /v1 if it has no path."""
+    parts = urlsplit(base_url)
+    path = parts.path.rstrip("/")
+    if not path.endswith("/chat/completions"):
+        path = f"{path or '/v1'}/chat/completions"
+    return urlunsplit(parts._replace(path=path))
 
 
 def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | None = None, seed: int = 1,
-                both_orders: bool = False, workers: int = 8, price: float | None = None) -> tuple[list, list[dict]]:
+                both_orders: bool = False, workers: int = 8, price: float | None = None, logprobs: bool = True):
     """(preferences, choices) of a model on a server for each (instruction, output, reference output).
 
     The answer is one token, m for the answer shown first or M for the second; a preference is None where it is
-    neither. A coin, tossed by seed and instruction, says which answer is shown first, so a second run asks the same;
-    both_orders asks both ways and takes the mean. A call that the journal holds is not made again. price: of a
-    million input tokens. Raises OSError when the server refuses.
+    neither or the call failed, which is said at the end. A coin, tossed by seed and instruction, says which answer is
+    shown first, so a second run asks the same; both_orders asks both ways and takes the mean. Equal answers are a tie,
+    without a call, and a call that the journal holds is not made again. price: of a million input tokens. Without
+    `logprobs` only the model and the message are sent. Raises OSError as `ask_all` does.
     """
-    url = base_url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-    asked, bodies = [], {}  # asked: for each pair, (name of the call, whether the output is shown second)
+    url, asked, bodies = completions_url(base_url), [], {}  # asked: for each pair, (name of a call, is ours second?)
+    form = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 5} if logprobs else {}
     for instruction, output, other in pairs:
         coin, calls = random.Random(f"{seed} {instruction}").random() < 0.5, []
-        for second in (coin, not coin) if both_orders else (coin,):
+        orders = (coin, not coin) if both_orders else (coin,)
+        for second in orders if output != other else ():
             first, last = (other, output) if second else (output, other)
             question = QUESTION.format(instruction=instruction, first=first, second=last)
-            body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 1,
-                    "temperature": 1.0, "logprobs": True, "top_logprobs": 5}
+            body = {"model": model, "messages": [{"role": "user", "content": question}]} | form
             calls.append((digest([url, body]), second))
             bodies[calls[-1][0]] = body
         asked.append(calls)
-    left = {name: body for name, body in bodies.items() if name not in journal.values}
-    tokens = sum(len(body["messages"][0]["content"]) for body in left.values()) // 4
+
+    # what it will cost, then the calls
+    left = [body["messages"][0]["content"] for name, body in bodies.items() if name not in journal.values]
+    tokens = sum(map(len, left)) // 4
     cost = "" if price is None else f", {tokens * price / 1e6:.2f} at {price:g} per million"
     print(f"{len(left)} calls to {model}, about {tokens:,} input tokens{cost}; "
           f"{len(bodies) - len(left)} are in {journal.path}", flush=True)
-    ask_all(url, left, journal, check_completion, key, workers)
-    preferences = []
-    for calls in asked:
-        ps = [(preference_for_second(journal.values[name]), second) for name, second in calls]
-        ps = [None if p is None else p if second else 1 - p for p, second in ps]
-        preferences.append(None if None in ps else sum(ps) / len(ps))
-    return preferences, [journal.values[calls[0][0]] for calls in asked]
+    problems = ask_all(url, bodies, journal, check_completion, key, workers)
+
+    # each pair's preference, and why it has none
+    preferences, choices = [], []
+    for (instruction, *_), calls in zip(pairs, asked):
+        found = [journal.values.get(name) for name, _ in calls]
+        seconds = [choice and preference_for_second(choice) for choice in found]
+        if None in seconds:
+            at = seconds.index(None)
+            why = problems.get(calls[at][0]) or f"named neither answer but {found[at]['message']['content']!r:.60}"
+            print(f"no judgement of {instruction[:60]!r}: {why}", file=sys.stderr)
+        ours = [p if second else 1 - p for p, (_, second) in zip(seconds, calls) if p is not None] or [0.5]
+        preferences.append(None if None in seconds else sum(ours) / len(ours))
+        choices.append(found[0] if found else None)
+    return preferences, choices
 
 
 @torch.inference_mode()
@@ -302,7 +322,10 @@ def parse_arguments():
     parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
     parser.add_argument("--seed", type=int, default=1, help="of which answer is shown first")
-    parser.add_argument("--workers", type=command.positive(int), default=8, help="calls at a time, at most 256")
+    parser.add_argument("--workers", type=command.positive(int), default=8,
+                        help="calls at a time, at most 256; 1 for a server that answers one at a time")
+    parser.add_argument("--no-logprobs", dest="logprobs", action="store_false",
+                        help="send model and question only, and read the first word of the answer")
     parser.add_argument("--price-per-million", type=command.positive(float),
                         help="of MODEL's input tokens; the cost is printed before the first call")
     parser.add_argument("--save", type=command.path, help="write AlpacaEval's annotations here")
@@ -361,16 +384,17 @@ def rank(args):
 def check_difficulty(row) -> str | None:
     """The reason why a row is no line of difficulties.jsonl, or None."""
     try:
-        numbers = [row["difficulty"], *(number for pair in row["gamed"] for number in pair)]
-        sound = all(type(number) in (int, float) and math.isfinite(number) for number in numbers) and all(
-            len(pair) == 2 for pair in row["gamed"])
+        numbers = [row["difficulty"], *(one["longer_by"] for one in row["gamed"])]
+        numbers += [one["preference"] for one in row["gamed"] if one["preference"] is not None]
+        sound = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
     except (LookupError, TypeError):
         sound = False
-    return None if sound else 'expected {"difficulty": x, "gamed": [[preference, length], ...]}; make data writes it'
+    return None if sound else ('expected {"difficulty": x, "gamed": [{"preference": p, "longer_by": d}, ...]}; remove '
+                               "this file, and make data writes it anew")
 
 
 def difficulties_of(instructions, folder):
-    """(difficulties (N,), gamed (M, 3)) as `length_controlled_v1` takes them, or None where `folder` has them not.
+    """(difficulties (N,), gamed (M, 3)) as `length_controlled` takes them, or None where `folder` has them not.
 
     `make data` writes difficulties.jsonl, a line for each line of eval.jsonl: AlpacaEval's 805 instructions.
     """
@@ -382,9 +406,12 @@ def difficulties_of(instructions, folder):
     known = {instruction: row["difficulty"] for instruction, row in zip(asked, rows)}
     if not known.keys() >= set(instructions):
         return None
-    gamed = [(preference, length, row["difficulty"]) for of_model in zip(*(row["gamed"] for row in rows))
-             for row, (preference, length) in zip(rows, of_model)]  # model by model, as AlpacaEval has them
-    return np.array([known[instruction] for instruction in instructions]), np.array(gamed).reshape(-1, 3)
+    gamed = []  # model by model, as AlpacaEval has them
+    for i in range(max(len(row["gamed"]) for row in rows)):
+        gamed += [(row["gamed"][i]["preference"], row["gamed"][i]["longer_by"], row["difficulty"])
+                  for row in rows if i < len(row["gamed"])]
+    gamed = np.array(gamed, dtype=float).reshape(-1, 3)
+    return np.array([known[instruction] for instruction in instructions]), gamed[~np.isnan(gamed[:, 0])]
 
 
 def save_annotations(args, pairs, preferences, choices):
@@ -407,21 +434,20 @@ def main():
     else:
         key = secret("OPENAI_API_KEY")
         with Journal(args.cache, lambda choice: check_completion({"choices": [choice]}), wait=True) as journal:
-            preferences, choices = model_judge(pairs, args.judge, args.base_url, journal, key, args.seed,
-                                               args.both_orders, args.workers, args.price_per_million)
+            preferences, choices = model_judge(
+                pairs, args.judge, args.base_url, journal, key, args.seed, args.both_orders, args.workers,
+                args.price_per_million, args.logprobs)
     if args.save:
         save_annotations(args, pairs, preferences, choices)
-    judged = [(p, len(output), len(other), instruction)
-              for p, (instruction, output, other) in zip(preferences, pairs) if p is not None]
+    judged = [p for p in preferences if p is not None]
     if not judged:
-        raise ValueError(f"{args.judge} named neither answer in any of {len(pairs)} judgements; is it a chat model?")
-    preferences, lengths, reference_lengths, instructions = zip(*judged)
-    rate, error = win_rate(preferences)
-    if known := difficulties_of(instructions, args.data):
-        form, controlled = "v1", length_controlled_v1(preferences, lengths, reference_lengths, *known)
-    else:
-        form, controlled = "minimal", length_controlled_minimal(preferences, lengths, reference_lengths)
-    wins, ties = sum(p > 0.5 for p in preferences), sum(p == 0.5 for p in preferences)
+        raise ValueError(f"{args.judge} judged none of {len(pairs)} pairs, for the reasons above; is it a chat model?")
+    rate, error = win_rate(judged)
+    instructions, outputs, others = zip(*pairs)
+    lengths, reference_lengths = list(map(len, outputs)), list(map(len, others))
+    known = difficulties_of(instructions, args.data) or ()
+    form, controlled = "v1" if known else "minimal", length_controlled(preferences, lengths, reference_lengths, *known)
+    wins, ties = sum(p > 0.5 for p in judged), sum(p == 0.5 for p in judged)
     print(f"{wins} wins, {ties} ties, {len(judged) - wins - ties} losses against {args.reference}; "
           f"{len(pairs) - len(judged)} judgements invalid and left out")
     print(f"mean length {np.mean(lengths):.0f} characters, the reference's {np.mean(reference_lengths):.0f}")

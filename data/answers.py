@@ -69,12 +69,18 @@ def read_outputs(path: Path) -> list[dict]:
 
 
 def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
-    """(instruction, output, reference output) for two files that answer the same instructions in the same order."""
-    rows, others = read_outputs(outputs), read_outputs(reference)
-    for i, (a, b) in enumerate(zip(rows, others), 1):
-        if a["instruction"] != b["instruction"]:
-            raise ValueError(f"{outputs} and {reference} answer different instructions: number {i} is "
-                             f"{a['instruction'][:200]!r} in one, {b['instruction'][:200]!r} in the other")
-    if len(rows) != len(others):
-        raise ValueError(f"{outputs} has {len(rows)} answers, {reference} has {len(others)}; finish the shorter one")
-    return [(a["instruction"], a["output"], b["output"]) for a, b in zip(rows, others)]
+    """(instruction, output, reference output) for two files that answer the same instructions, in the first's order.
+
+    An instruction that stands in a file several times is paired in the order of its answers. Raises ValueError, naming
+    an instruction that one file answers more often than the other.
+    """
+    left, pairs = {}, []
+    for row in read_outputs(reference):
+        left.setdefault(row["instruction"], []).append(row["output"])
+    for row in read_outputs(outputs):
+        if not left.get(row["instruction"]):
+            raise ValueError(f"{reference} has no answer to {row['instruction'][:200]!r}, which {outputs} answers")
+        pairs.append((row["instruction"], row["output"], left[row["instruction"]].pop(0)))
+    if extra := [instruction for instruction, answers in left.items() if answers]:
+        raise ValueError(f"{outputs} has no answer to {extra[0][:200]!r}, which {reference} answers")
+    return pairs

@@ -18,6 +18,7 @@ import time
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urljoin
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import command  # first: Ctrl-C is quiet from here on
@@ -27,13 +28,14 @@ from urllib3.exceptions import HTTPError
 
 from data.files import check_fields, hold, parse_json, write_jsonl
 from data.format import check_dialogue
-from data.web import BUSY, LONGEST_WAIT, MOST_BYTES, bearer, check_url, connect, retry_after, secret, within
+from data.web import BUSY, MOST_BYTES, bearer, check_url, connect, pause_of, secret, within
 
 HUB = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
 INDEX = "model.safetensors.index.json"
 ATTEMPTS, BACKOFF = 4, 1.0  # tries, and seconds before the second (then doubling)
+MOST_PAGES = 1000  # of a listing
 STALL, LEAST = 60, 10_000  # an answer has stalled when so many seconds bring fewer bytes
 
 
@@ -72,12 +74,13 @@ def games(rows):
 
 def difficulties(rows):
     """An example for each instruction, in order: how difficult AlpacaEval finds it, and how its judge preferred GPT-4's
-    answers that were made shorter or longer, with their length differences in standard deviations."""
+    answers that were made shorter or longer, or null where it did not say. AlpacaEval has the reference's length less
+    the answer's, in standard deviations; `longer_by` is the answer's less the reference's."""
     found = {}
     for row in rows:
         one = found.setdefault(int(row["index"]), {"difficulty": float(row["instruction_difficulty"]), "gamed": []})
-        if row["preference"]:  # else it was not judged
-            one["gamed"].append([float(row["preference"]), float(row["std_delta_len"])])
+        one["gamed"].append({"preference": float(row["preference"]) if row["preference"] else None,
+                             "longer_by": -float(row["std_delta_len"])})
     yield from (found[i] for i in range(len(found)))
 
 
@@ -181,7 +184,7 @@ def fetch_model(repo: str, folder: Path):
     session, files_at, weights = open_hub(), f"{HUB}/{repo}/resolve/main", ["model.safetensors"]
     try:
         files = {entry["path"]: (entry["size"], (entry.get("lfs") or entry)["oid"])
-                 for entry in get(session, f"{HUB}/api/models/{repo}/tree/main") if entry["type"] == "file"}
+                 for entry in listing(session, f"{HUB}/api/models/{repo}/tree/main") if entry["type"] == "file"}
         if weights[0] not in files and INDEX in files:
             weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}")["weight_map"].values()))]
     except (TypeError, KeyError, AttributeError):
@@ -246,19 +249,35 @@ def open_hub() -> requests.Session:
     return session
 
 
+def listing(session: requests.Session, url: str):
+    """The items of a listing that may have several pages; the Link header of a page names the next one."""
+    for _ in range(MOST_PAGES):
+        items, url = get_linked(session, url)
+        yield from items
+        if url is None:
+            return
+    raise ValueError(f"{HUB} gives a listing of more than {MOST_PAGES} pages; tell its authors")
+
+
 def get(session: requests.Session, url: str, parse=parse_json, **options):
     """parse(the body of an answer). Raises OSError."""
-    receive(session, url, body := io.BytesIO(), MOST_BYTES, **options)
+    return get_linked(session, url, parse, **options)[0]
+
+
+def get_linked(session: requests.Session, url: str, parse=parse_json, **options):
+    """(parse(the body of an answer), the address of the next page or None). Raises OSError."""
+    following = receive(session, url, body := io.BytesIO(), MOST_BYTES, **options)
     try:
         if body.tell() > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES:,} bytes")
-        return parse(body.getvalue())
+        return parse(body.getvalue()), following
     except ValueError as error:
         raise OSError(f"{url} answered no JSON ({error}) but {body.getvalue()[:40]!r}; try again later") from None
 
 
-def receive(session: requests.Session, url: str, file, size: int, **options):
-    """Append the body of `url` to an open file, until it ends or the file has more than `size` bytes.
+def receive(session: requests.Session, url: str, file, size: int, **options) -> str | None:
+    """Append the body of `url` to an open file, until it ends or the file has more than `size` bytes. Returns the
+    address of the next page, if the answer has one.
 
     A server that is busy, failing, gone or too slow is asked again after a growing pause, for the rest alone (by
     Range). Raises OSError after ATTEMPTS that brought nothing new, or at once where the server refuses.
@@ -274,19 +293,22 @@ def receive(session: requests.Session, url: str, file, size: int, **options):
                 if status in (200, 416):  # the range was ignored, or lies outside the file
                     file.seek(file.truncate(0))
                 if status in (200, 206):
-                    return store(response, file, size)
+                    store(response, file, size)
+                    following = response.links.get("next", {}).get("url")
+                    return following and urljoin(response.url, following)
                 if status < 500 and status not in BUSY | {416}:
                     raise OSError(f"{url} answered {status}; check the name, and if access to it must be asked for, "
                                   "do so on its page and set HF_TOKEN to a token of yours")
-                problem = f"answered {status}"
-                pause = max(pause, min(retry_after(response.headers.get("Retry-After", "")), LONGEST_WAIT))
+                problem, remedy = f"answered {status}", "wait a while"
+                pause = max(pause, pause_of(status, response.headers))
         except (requests.RequestException, HTTPError, TimeoutError) as error:
             problem = f"failed ({error if type(error) is TimeoutError else type(error).__name__})"
+            remedy = "check the network"
         failures = 0 if file.tell() > start + LEAST else failures + 1
         if failures < ATTEMPTS:
             print(f"{url} {problem}; trying again in {pause:.0f} s", file=sys.stderr)
             time.sleep(pause)
-    raise OSError(f"{url} {problem}, {ATTEMPTS} times; check the network, then run this again")
+    raise OSError(f"{url} {problem}, {ATTEMPTS} times; {remedy}, then run this again")
 
 
 def store(response: requests.Response, file, size: int):

@@ -1,39 +1,43 @@
-"""HTTP that survives bad servers: every answer has a limit in bytes and in seconds, and no key is ever shown.
+"""HTTP for downloads and judges: busy servers are asked again, and no key is ever shown.
 
-    status, headers, body = answer(connect(), "GET", url, bearer(secret("HF_TOKEN")))
-    ask_all(url, bodies, journal, check, secret("OPENAI_API_KEY"))  # many POSTs at a time, each answer kept as it comes
+    problems = ask_all(url, bodies, journal, check, secret("OPENAI_API_KEY"))  # many POSTs, each answer kept at once
 """
 import os
-import queue
-import random
 import re
 import sys
 import threading
 import time
 from email.utils import parsedate_to_datetime
+from multiprocessing.pool import ThreadPool
 from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
+from urllib3.util import Retry
 
 from data.files import Journal, clock, parse_json
 
-TIMEOUT = (10, 120)  # seconds to connect, and between two pieces of an answer
-DEADLINE = 300  # seconds for a whole answer, headers included
+TIMEOUT = (10, 600)  # seconds to connect, and to wait for an answer: a local server may have others to answer first
 MOST_BYTES = 64 << 20  # of an answer that is held in memory
-ANSWER_BYTES = 1 << 20  # of an answer to one question of ask_all
-ATTEMPTS, BACKOFF, LONGEST_WAIT = 8, 1.0, 60  # tries of a question, seconds before the second (then doubling), the most
-BUSY = {408, 409, 425, 429}  # worth another try, as all of 5xx are
-GRACE = 0.7  # seconds in which calls under way may end when a run is interrupted
+BACKOFF, LONGEST_WAIT = 1.0, 60  # seconds of pause, doubled from one try to the next, and the most
+BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that are worth another try
+FATAL = {*range(300, 400), 401, 403, 404}  # statuses that every other call would get, too
 
 
-def connect() -> requests.Session:
+class Patient(Retry):
+    """urllib3's rules for asking again, with a pause that is never shorter than its own or than the server wants."""
+
+    def get_retry_after(self, response) -> float:
+        return max(self.get_backoff_time(), pause_of(response.status, response.headers))
+
+
+def connect(retries=0) -> requests.Session:
     """A session that asks for nothing compressed, and keeps a connection for each thread that uses it."""
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"  # so that sizes are those of the file, and nothing can unfold
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=256))
+        session.mount(scheme, HTTPAdapter(pool_maxsize=256, max_retries=retries))
     return session
 
 
@@ -42,7 +46,7 @@ def check_url(url: str, name: str) -> str:
     try:
         parts = urlsplit(url)
         parts.hostname.encode("idna")  # fails for None, for a part that is empty and for one that is too long
-        good = parts.scheme in ("http", "https") and parts.port != 0 and not re.search(r"[\s\x00-\x1f?#@]", url)
+        good = parts.scheme in ("http", "https") and parts.port != 0 and not re.search(r"[\s\x00-\x1f#@]", url)
     except (ValueError, AttributeError):  # a port that is no number, or no host
         good = False
     if not good:
@@ -94,128 +98,85 @@ def within(seconds: float, work):
     return value
 
 
-def answer(session: requests.Session, method: str, url: str, auth=None, most: int | None = None,
-           deadline: float | None = None, **options) -> tuple[int, dict, bytes]:
-    """(status, headers, body) of one request. options: as for requests.
+def pause_of(status: int, headers) -> float:
+    """The seconds, LONGEST_WAIT at most, for which a busy server asks; 0 if it does not say.
 
-    Raises requests.RequestException where the connection fails, TimeoutError after `deadline` seconds, and
-    ValueError where the body has more than `most` bytes or is compressed.
+    Retry-After has a number or a date (RFC 9110, 10.2.3). The hub has `RateLimit: ...;t=25` instead, which counts
+    with status 429 only: it stands beside other answers, too.
     """
-    most = MOST_BYTES if most is None else most
-    deadline = DEADLINE if deadline is None else deadline
-    end = time.monotonic() + deadline
-
-    def work():
-        with session.request(method, url, auth=auth, stream=True, timeout=TIMEOUT, **options) as response:
-            body = bytearray()
-            try:
-                while chunk := response.raw.read1(1 << 16, decode_content=False):
-                    body += chunk
-                    if len(body) > most:
-                        raise ValueError(f"the answer is longer than {most:,} bytes")
-                    if time.monotonic() > end:  # no one waits for this any more
-                        raise TimeoutError
-            except urllib3.exceptions.HTTPError as error:
-                raise requests.ConnectionError(f"the answer broke off ({type(error).__name__})") from None
-            if body and response.headers.get("Content-Encoding", "identity") != "identity":
-                raise ValueError("the answer is compressed, which was not asked for")
-            return response.status_code, response.headers, bytes(body)
-
-    return within(deadline, work)
-
-
-def retry_after(header: str) -> float:
-    """The seconds that a Retry-After header asks for, by a number or a date (RFC 9110, 10.2.3); 0 if it is neither."""
+    asked, limit = headers.get("Retry-After", ""), re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
+    if not asked and limit and status == 429:
+        asked = limit[1]
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time() if " " in header else float(header))
+        pause = parsedate_to_datetime(asked).timestamp() - time.time() if " " in asked else float(asked)
     except (ValueError, TypeError, OverflowError):
         return 0.0
+    return min(pause, LONGEST_WAIT) if pause > 0 else 0.0  # NaN is not above 0
 
 
-def ask(session: requests.Session, url: str, body: dict, check, key: str | None, stop: threading.Event, say):
-    """check(the JSON value that a server answers to a POST of `body`). Asks again, with growing pauses, where the
-    server is busy or broken or check raises ValueError; say(text) is told of it.
+def ask(session: requests.Session, url: str, body: dict, check, key: str | None):
+    """check(the JSON value that a server answers to a POST of `body`).
 
-    Raises OSError at once where the server refuses or leads elsewhere, after ATTEMPTS tries, and when `stop` is set.
+    Raises OSError for what every other call would meet, too: 401, 403, 404, a redirect, no connection. Raises
+    ValueError, with the server's words, for all else that is not an answer, once asking again has not helped.
     """
-    def line(text: str) -> str:  # the beginning, printable, and without the key, which some servers repeat
+    def words(text: str) -> str:  # the beginning, printable, and without the key, which some servers repeat
         text = text.replace(key, "***") if key else text
         return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
 
-    for attempt in range(ATTEMPTS):
-        wait = BACKOFF * 2**attempt * random.uniform(1, 1.5)
-        try:
-            status, headers, text = answer(session, "POST", url, bearer(key), ANSWER_BYTES, json=body,
-                                           allow_redirects=False)
-        except ValueError as error:  # too long, or compressed: trying again does not help
-            raise OSError(f"{url}: {line(str(error))}") from None
-        except (requests.RequestException, TimeoutError) as error:
-            problem = type(error).__name__
-        else:
-            problem = f"{status} {line(text.decode(errors='replace'))}"
-            if status < 300:
-                try:
-                    return check(parse_json(text))
-                except ValueError:
-                    problem = f"not what was asked for, {problem}"
-            elif status < 400:
-                raise OSError(f"{url} leads to {line(headers.get('Location', 'nowhere'))} ({status}), "
-                              "where nothing is sent; give the server's own address")
-            elif status < 500 and status not in BUSY:
-                raise OSError(f"{url} answered {problem}")
-            if (pause := retry_after(headers.get("Retry-After", ""))) > LONGEST_WAIT:
-                say(f"{url} asks for a pause of {pause:g} s; trying again after {LONGEST_WAIT:g} s")
-            wait = max(wait, min(pause, LONGEST_WAIT))
-        if attempt == 2:
-            say(f"{url}: {problem}; still trying")
-        if attempt + 1 == ATTEMPTS or stop.wait(wait):
-            raise OSError(f"{url}: no answer after {attempt + 1} tries, the last was {problem}; "
-                          "what is answered is kept, run this again later")
-
-
-def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str | None = None, workers: int = 8):
-    """POST each of {name: body} to `url`, `workers` at a time, and put check(answer) into the journal under its name.
-
-    The worker that gets an answer writes it down before it takes the next body, so a run that is killed repeats at
-    most `workers` calls. Raises OSError as `ask` does, or where the journal cannot be written. An interrupt ends
-    this after GRACE seconds, whatever the server does: the workers are daemons, for which no one waits.
-    """
-    left, events, stop, session = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event(), connect()
-    for item in bodies.items():
-        left.put(item)
-
-    def work():
-        try:
-            while not stop.is_set():
-                name, body = left.get_nowait()
-                journal.add(name, ask(session, url, body, check, key, stop, events.put))
-                events.put(None)
-        except queue.Empty:
-            pass
-        except BaseException as error:
-            events.put(error)
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(bodies)))]
-    done, said, began, shown = 0, set(), time.monotonic(), 0.0
+    place = url.partition("?")[0]
     try:
-        for thread in threads:
-            thread.start()
-        while done < len(bodies):
-            try:  # Ctrl-C in the instant before a wait is seen only after it, so no wait is long
-                event = events.get(timeout=1)  # an exception, a text to show once, or None for one more answer
-            except queue.Empty:
-                continue
-            if isinstance(event, BaseException):
-                raise event
-            done += event is None
-            if event is None and ((now := time.monotonic()) > shown + 5 or done == len(bodies)):
+        response = session.post(url, json=body, auth=bearer(key), timeout=TIMEOUT, allow_redirects=False)
+    except (requests.RequestException, HTTPError) as error:
+        cause = error.args[0] if error.args else error
+        cause = getattr(cause, "reason", cause)  # of the last of several tries
+        if isinstance(cause, ConnectTimeoutError | ProxyError | SSLError):  # refused connections and unknown hosts, too
+            raise OSError(f"{place}: no connection ({words(str(cause))}); check the address and the server") from None
+        raise ValueError(words(f"{type(cause).__name__}: {cause}")) from None
+    status, text = response.status_code, response.content.decode(errors="replace")
+    if status in FATAL:
+        to = response.headers.get("Location")
+        raise OSError(f"{place} leads to {words(to)} ({status}), where nothing is sent; give the server's own address"
+                      if to else f"{place} answered {status} {words(text)}")
+    if status >= 400:
+        raise ValueError(f"{status} {words(text)}")
+    try:  # a key as short as "1" is not a secret, and stands in every number
+        return check(parse_json(text.replace(key, "***") if key and len(key) > 7 else text))
+    except ValueError as error:
+        raise ValueError(f"{error}: {words(text)}") from None
+
+
+def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str | None = None,
+            workers: int = 8) -> dict[str, str]:
+    """POST each of {name: body} that the journal has not, `workers` at a time; put check(answer) there by its name.
+
+    Returns {name: what went wrong} for the calls that failed, which the journal does not get. The worker that has an
+    answer writes it down before it takes the next body, so a run that is killed repeats at most `workers` calls.
+    Raises OSError as `ask` does, where the journal cannot be written, and where nothing is in the journal and the
+    first ten calls all fail. The pool's threads are daemons: an interrupt waits for none of them.
+    """
+    left = {name: body for name, body in bodies.items() if name not in journal.values}
+    session = connect(Patient(5, connect=0, read=2, other=0, allowed_methods=None, status_forcelist=BUSY,
+                              backoff_factor=BACKOFF, backoff_max=LONGEST_WAIT, backoff_jitter=BACKOFF,
+                              raise_on_status=False))
+
+    def work(item):
+        name, body = item
+        try:
+            journal.add(name, ask(session, url, body, check, key))
+        except ValueError as error:
+            return name, str(error)
+        return name, None
+
+    problems, began, shown = {}, time.monotonic(), 0.0
+    with ThreadPool(workers) as pool:
+        for done, (name, problem) in enumerate(pool.imap_unordered(work, left.items()), 1):
+            if problem:
+                problems[name] = problem
+            if len(problems) == done == 10 and len(left) == len(bodies):
+                raise OSError(f"the first ten calls all failed, the last with {problem}")
+            if (now := time.monotonic()) > shown + 5 or done == len(left):
                 shown, rate = now, done / (now - began)
-                event = f"{done}/{len(bodies)} calls  {rate:.1f}/s  {clock((len(bodies) - done) / rate)} left"
-            if event and event not in said:
-                said.add(event)
-                print(event, file=sys.stderr, flush=True)
-    finally:
-        stop.set()
-        end = time.monotonic() + GRACE
-        for thread in filter(threading.Thread.is_alive, threads):
-            thread.join(max(0.0, end - time.monotonic()))
+                print(f"{done}/{len(left)} calls  {rate:.1f}/s  {clock((len(left) - done) / rate)} left",
+                      file=sys.stderr, flush=True)
+    return problems

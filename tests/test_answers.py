@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from data.answers import is_finished, read_outputs, settings_file, write_answers
+from data.answers import is_finished, pair, read_outputs, settings_file, write_answers
+from data.files import write_json
 
 SETTINGS = {"generator": "m", "batch_size": 3}
 INSTRUCTIONS = [f"question {i}" for i in range(10)]
@@ -84,3 +85,18 @@ def test_answers_are_a_list_of_rows_as_alpacaeval_reads_them(tmp_path):
     path = tmp_path / "deep" / "a.json"
     write_answers(path, ["Hi"], {"generator": "g", "batch_size": 64}, lambda batch, start: ["±"])
     assert json.loads(path.read_text()) == [{"instruction": "Hi", "output": "±", "generator": "g"}]
+
+
+def test_answers_are_paired_by_instruction_and_those_to_the_same_one_by_their_order(tmp_path):
+    def file(name, *rows):
+        write_json(tmp_path / name, [{"instruction": instruction, "output": output} for instruction, output in rows])
+        return tmp_path / name
+
+    ours = file("a.json", ("Go", "1"), ("Sing", "2"), ("Go", "3"))
+    assert pair(ours, file("b.json", ("Go", "x"), ("Go", "y"), ("Sing", "z"))) == [
+        ("Go", "1", "x"), ("Sing", "2", "z"), ("Go", "3", "y")]
+    for other in ((("Go", "x"), ("Sing", "z")), (("Go", "x"), ("Sing", "z"), ("Walk", "y"))):
+        with pytest.raises(ValueError, match="b.json has no answer to 'Go', which .*a.json answers"):
+            pair(ours, file("b.json", *other))
+    with pytest.raises(ValueError, match="a.json has no answer to 'Walk', which .*b.json answers"):
+        pair(ours, file("b.json", ("Go", "x"), ("Go", "y"), ("Walk", "y"), ("Sing", "z")))

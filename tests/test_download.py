@@ -26,10 +26,12 @@ SECRET = "hf_a-token-that-must-not-travel"
 
 class Hub:
     """A server of `files`, {path: bytes}. `trouble` is {path: list of what goes wrong, one a request}: a status, or
-    the name of a method here. `requests` lists the paths and headers that came, `redirect` is {path: host}."""
+    the name of a method here. `requests` lists the paths and headers that came, `redirect` is {path: host}, `pages` is
+    {path: the value of its Link header}, `busy` the headers beside a status."""
 
     def __init__(self):
-        self.files, self.trouble, self.requests, self.redirect, self.retry_after = {}, {}, [], {}, "0"
+        self.files, self.trouble, self.requests, self.redirect, self.pages = {}, {}, [], {}, {}
+        self.busy = {"Retry-After": "0"}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,7 +57,7 @@ class Hub:
     def answer(self, request, path, query):
         trouble = self.trouble[path].pop(0) if self.trouble.get(path) else None
         if isinstance(trouble, int):
-            return self.send(request, b"no", trouble, {"Retry-After": self.retry_after})
+            return self.send(request, b"no", trouble, self.busy)
         if path in self.redirect:
             return self.send(request, b"", 302, {"Location": self.redirect[path] + path})
         if path == "/rows":
@@ -63,6 +65,8 @@ class Hub:
             page = [{"row_idx": i, "row": rows[i], "truncated_cells": []}
                     for i in range(len(rows))[offset : offset + 100]]
             body = json.dumps({"rows": page, "num_rows_total": len(rows)}).encode()
+        elif path in self.pages:
+            return self.send(request, self.files[path], 200, {"Link": self.pages[path]})
         elif path in self.files:
             body = self.files[path]
         else:
@@ -245,7 +249,40 @@ def test_when_a_download_has_ended_the_folder_is_free(hub, tmp_path):
     os.close(hold(tmp_path))
 
 
+def test_a_listing_of_several_pages_is_read_to_its_end(hub, tmp_path):
+    publish(hub, MODEL)
+    entries = json.loads(hub.files[LISTING])
+    for i, entry in enumerate(entries):  # a page each; the last has no Link
+        path = f"{LISTING}/{i}" if i else LISTING
+        hub.files[path] = json.dumps([entry]).encode()
+        if i + 1 < len(entries):
+            hub.pages[path] = f'<{hub.url if i % 2 else ""}{LISTING}/{i + 1}?cursor=a%3D>; rel="next"'
+    fetch_model("org/name", tmp_path)
+    assert_fetched(tmp_path)
+    assert all(headers["Authorization"] == f"Bearer {SECRET}" for _, headers in hub.requests)
+
+
 # A hub that cannot be trusted
+
+def test_a_listing_without_end_is_left(hub, tmp_path, monkeypatch):
+    publish(hub, MODEL)
+    monkeypatch.setattr(download, "MOST_PAGES", 3)
+    hub.pages[LISTING] = f'<{LISTING}>; rel="next"'
+    with pytest.raises(ValueError, match="a listing of more than 3 pages"):
+        fetch_model("org/name", tmp_path)
+    assert len(hub.requests) == 3
+
+
+def test_the_token_does_not_go_to_another_host_for_the_next_page(hub, tmp_path):
+    elsewhere = Hub()
+    publish(hub, MODEL)
+    elsewhere.files["/next"], hub.files[LISTING] = hub.files[LISTING], b"[]"
+    hub.pages[LISTING] = f'<{elsewhere.url}/next>; rel="next"'
+    fetch_model("org/name", tmp_path)
+    elsewhere.close()
+    assert [("Authorization" in headers) for _, headers in elsewhere.requests] == [False]
+
+
 
 @pytest.mark.parametrize("changed", [{"size": None}, {"size": "10"}, {"size": -1}, {"size": 10**400}, {"size": True},
                                      {"lfs": {"oid": None}}, {"lfs": {"oid": 5}}, {"lfs": {"oid": "sha256:ab"}}])
@@ -387,15 +424,19 @@ def test_a_download_that_stalls_is_asked_again_and_said(hub, tmp_path, monkeypat
 def test_a_hub_that_never_recovers_is_given_up(hub, tmp_path, trouble, problem):
     publish(hub, MODEL)
     hub.trouble[WEIGHTS] = [trouble] * 100
-    with pytest.raises(OSError, match=f"{problem}.*, {download.ATTEMPTS} times; check the network"):
+    remedy = "wait a while" if trouble == 500 else "check the network"
+    with pytest.raises(OSError, match=f"{problem}.*, {download.ATTEMPTS} times; {remedy}, then run this again"):
         fetch_model("org/name", tmp_path)
     assert len(hub.trouble[WEIGHTS]) == 100 - download.ATTEMPTS
 
 
-@pytest.mark.parametrize("asked, waited", [("7", 7), ("100000000", 60), ("9" * 400, 60), ("inf", 60), ("-5", 0)])
+@pytest.mark.parametrize("asked, waited", [
+    ({"Retry-After": "7"}, 7), ({"Retry-After": "100000000"}, 60), ({"Retry-After": "-5"}, 0), ({}, 0),
+    ({"RateLimit": '"api|pages|resolvers";r=0;t=25'}, 25), ({"RateLimit": '"api";r=0;t=300'}, 60),
+])
 def test_a_pause_that_the_hub_asks_for_has_a_limit_and_is_said(hub, tmp_path, monkeypatch, capsys, asked, waited):
     publish(hub, MODEL)
-    hub.trouble[WEIGHTS], hub.retry_after = [429], asked
+    hub.trouble[WEIGHTS], hub.busy = [429], asked
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     fetch_model("org/name", tmp_path)
@@ -566,8 +607,8 @@ def sources(hub):
     hub.files["/datasets/GAIR/lima/resolve/main/train.jsonl"] = lines(lima)
     alpaca = [{"instruction": f"Do {i}", "output": f"Done {i}", "generator": "x", "dataset": "y"} for i in range(805)]
     hub.files["/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json"] = json.dumps(alpaca).encode()
-    gamed = "".join(f"concise,{i / 1000},{i},-0.5,{i / 10},False\n" for i in range(805))
-    gamed += "".join(f"verbose,{'' if i == 7 else 0.75},{i},0.5,{i / 10},False\n" for i in range(805))
+    gamed = "".join(f"concise,{i / 1000},{i},0.5,{i / 10},False\n" for i in range(805))
+    gamed += "".join(f"verbose,{'' if i == 7 else 0.75},{i},-0.5,{i / 10},False\n" for i in range(805))
     hub.files["/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv"] = (
         "model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\n" + gamed).encode()
     hub.files["/val.jsonl"] = lines({"instruction": f"Try {i}"} for i in range(56))
@@ -623,8 +664,10 @@ def test_the_evaluation_set_keeps_the_response(fetched):
 
 
 def test_difficulties_stand_in_the_instructions_order(fetched):
-    assert fetched("difficulties", 3) == {"difficulty": 0.3, "gamed": [[0.003, -0.5], [0.75, 0.5]]}
-    assert fetched("difficulties", 7) == {"difficulty": 0.7, "gamed": [[0.007, -0.5]]}  # one was not judged
+    """The table's std_delta_len is the reference's length less the answer's; `longer_by` is the other way round."""
+    assert fetched("difficulties", 3) == {"difficulty": 0.3, "gamed": [
+        {"preference": 0.003, "longer_by": -0.5}, {"preference": 0.75, "longer_by": 0.5}]}
+    assert fetched("difficulties", 7)["gamed"][1] == {"preference": None, "longer_by": 0.5}  # it was not judged
 
 
 def test_the_token_does_not_go_to_other_hosts(hub, sources, tmp_path, monkeypatch):

@@ -61,8 +61,8 @@ def test_make_alone_is_help(project):
     assert len(lines) <= 30 and all(len(line) <= 90 for line in lines)
     assert all(f"  {target} " in text for target in ("train", "generate", "eval", "judge", "rank", "table", "lab",
                                              "test", "assignment", "grade"))
-    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "PYTHON",
-                                             "N", "SUBMISSION", "SOLUTION", "RESULTS", "Q"))
+    assert all(f"{name}=" in text for name in (*VALUES, "OVERWRITE", "RULES", "PROMPT", "A", "B", "JUDGE", "WORKERS",
+                                             "PYTHON", "N", "SUBMISSION", "SOLUTION", "RESULTS", "Q"))
     assert "METHOD=response" in text and "OUT=out/response" in text and ".venv/bin/python train.py" in text
 
 
@@ -91,9 +91,9 @@ def test_values_of_the_other_targets_reach_them_letter_for_letter(project):
     [generate] = project.commands("generate", f"MODEL={STRANGE}", f"RULES={STRANGE}", f"PROMPT={STRANGE}")
     assert generate == ["generate.py", "--model", STRANGE, "--rules", STRANGE, f"--prompt={STRANGE}"]
     first, second, judge = project.commands(
-        "judge", f"A={STRANGE}", f"B=b {STRANGE}", f"RULES={STRANGE}", f"JUDGE={STRANGE}", f"BASE_URL={STRANGE}")
+        "judge", f"B=b {STRANGE}", *(f"{name}={STRANGE}" for name in ("A", "RULES", "JUDGE", "BASE_URL", "WORKERS")))
     assert after("--model", first) == after("--rules", first) == STRANGE and after("--model", second) == f"b {STRANGE}"
-    assert after("--judge", judge) == after("--base-url", judge) == STRANGE
+    assert after("--judge", judge) == after("--base-url", judge) == after("--workers", judge) == STRANGE
     [rank] = project.commands("rank", f"MODEL={STRANGE}", f"A=a{STRANGE}", f"B=b{STRANGE}", f"DATA={STRANGE}")
     assert rank[2:] == [STRANGE, f"b{STRANGE}", f"a{STRANGE}", "--pairs", f"{STRANGE}/eval.jsonl"]
     assert project.commands("table", f"MODEL={STRANGE}", f"DATA={STRANGE}")[0][3::2] == [STRANGE, STRANGE]

@@ -208,13 +208,13 @@ def win_rate(preferences):
     return [float(x) for x in win_rate(preferences)]
 
 
-def length_controlled_minimal(preferences, lengths, reference_lengths):
-    """Of the answers, and of the same pairs with their sides swapped: together 100."""
-    from judge import length_controlled_minimal
+def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0, gamed=()):
+    """Of the answers, and of the same pairs with their sides swapped: together 100, if there are no difficulties."""
+    from judge import length_controlled
 
-    swapped = [1 - p for p in preferences]
-    return [float(length_controlled_minimal(preferences, lengths, reference_lengths)),
-            float(length_controlled_minimal(swapped, reference_lengths, lengths))]
+    swapped, known = [None if p is None else 1 - p for p in preferences], (np.array(difficulties), np.array(gamed))
+    return [float(length_controlled(preferences, lengths, reference_lengths, *known)),
+            float(length_controlled(swapped, reference_lengths, lengths, *known))]
 
 
 def preference_for_second(choices):

@@ -272,12 +272,19 @@ def win_rate(rng, seed):
         yield name, dict(preferences=p.tolist())
 
 
-def length_controlled_minimal(rng, seed):
+def length_controlled(rng, seed):
     for n in (12, 40, 150):
         lengths, others = (rng.randint(20, size, n) for size in (900, 500))
         z = 1.5 * np.tanh((lengths - others) / 200) - 0.6 + rng.randn(n)
         p = (1 / (1 + np.exp(-z))).round(3)
-        yield f"{n} pairs", dict(preferences=p.tolist(), lengths=lengths.tolist(), reference_lengths=others.tolist())
+        pairs = dict(preferences=p.tolist(), lengths=lengths.tolist(), reference_lengths=others.tolist())
+        yield f"{n} pairs", pairs
+        difficulties = rng.randn(n).round(2)
+        shorter = np.stack([rng.rand(n) / 3, -2 - rng.rand(n), difficulties], axis=1)
+        longer = np.stack([0.5 + rng.rand(n) / 3, 1 + rng.rand(n), difficulties], axis=1)
+        known = dict(difficulties=difficulties.tolist(), gamed=[*shorter.tolist(), *longer.tolist()])
+        yield f"{n} pairs, difficulties known", pairs | known
+        yield f"{n} pairs, some not judged", pairs | known | dict(preferences=[None] * (n // 4) + p.tolist()[n // 4 :])
     p = rng.rand(8).round(2).tolist()
     yield "equal lengths", dict(preferences=p, lengths=[9] * 8, reference_lengths=[9] * 8)
     yield "all longer by the same", dict(preferences=p, lengths=[30] * 8, reference_lengths=[9] * 8)
@@ -333,4 +340,4 @@ def rank_responses(rng, seed):
 
 MAKERS = {maker.__name__: maker for maker in (
     encode, summed_loss, accumulate_gradient, learning_rate, RMSNorm, rotary_angles, rotate, attend, MLP, choose,
-    generate, scores, win_rate, length_controlled_minimal, preference_for_second, rank_responses)}
+    generate, scores, win_rate, length_controlled, preference_for_second, rank_responses)}

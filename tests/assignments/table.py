@@ -72,9 +72,7 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
     ), (*COMMON, "generate.py", "adapter.py", "model.py")),
     Assignment(4, "Judging", "means and standard errors, logistic regression", (
         Question("win_rate", 20, ("judge.py:win_rate",), "the win rate and its standard error", EXACT),
-        Question("length_controlled_minimal", 30,
-                 ("judge.py:length_controlled_minimal", "judge.py:tanh_lengths"),
-                 "the win rate at equal lengths (with or without the helper tanh_lengths)",
+        Question("length_controlled", 30, ("judge.py:length_controlled",), "the win rate at equal lengths",
                  2e-5),  # 0.001 percentage points: what another fit leaves that has converged
         Question("preference_for_second", 25, ("judge.py:preference_for_second",),
                  "a judge model's log-probabilities as a preference", EXACT),
