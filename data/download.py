@@ -177,7 +177,7 @@ def model_folder(name: str) -> Path:
 
 
 def fetch_model(repo: str, folder: Path):
-    """Bring config, tokenizer and safetensors of a model on the hub into `folder`. Raises ValueError or OSError.
+    """Bring config, tokenizer files and safetensors of a model on the hub into `folder`. Raises ValueError or OSError.
 
     config.json comes last, so a folder that has it is whole. A second run on the same folder waits for the first.
     """
@@ -189,7 +189,7 @@ def fetch_model(repo: str, folder: Path):
             weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}")["weight_map"].values()))]
     except (TypeError, KeyError, AttributeError):
         raise ValueError(f"{HUB} gives no list of {repo}'s files, or of its shards, that can be read") from None
-    names, need = ["tokenizer.json", *{"tokenizer_config.json"} & files.keys(), *weights, "config.json"], 0
+    names, need = ["tokenizer.json", *sorted({"tokenizer.model", "tokenizer_config.json"} & files.keys()), *weights, "config.json"], 0
     for name in names:
         if name not in files or Path(name).name != name:
             raise ValueError(f"{HUB}/{repo} has no {name!a:.80} in its first folder; "

@@ -152,7 +152,7 @@ def hub(monkeypatch):
 LISTING = "/api/models/org/name/tree/main"
 WEIGHTS = "/org/name/resolve/main/model.safetensors"
 MODEL = {"config.json": b"{}", "tokenizer.json": b"{ }", "model.safetensors": bytes(range(256)) * 5000,
-         "pytorch_model.bin": b"a pickle", "README.md": b"# read"}
+         "tokenizer.model": b"SentencePiece's", "pytorch_model.bin": b"a pickle", "README.md": b"# read"}
 INDEX = "model.safetensors.index.json"
 
 
@@ -184,7 +184,7 @@ def test_a_model_is_fetched_whole_and_without_its_pickles(hub, tmp_path):
     publish(hub, MODEL)
     fetch_model("org/name", tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        name: MODEL[name] for name in ("config.json", "tokenizer.json", "model.safetensors")}
+        name: MODEL[name] for name in ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors")}
 
 
 def test_a_file_that_is_there_is_not_fetched_again(hub, tmp_path):

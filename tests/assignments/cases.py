@@ -290,8 +290,8 @@ def length_controlled(rng, seed):
     yield "all longer by the same", dict(preferences=p, lengths=[30] * 8, reference_lengths=[9] * 8)
     yield "one pair", dict(preferences=[0.7], lengths=[40], reference_lengths=[20])
     longer = np.arange(10) * 7
-    yield "the longer always wins", dict(preferences=(longer > 30).astype(float).tolist(), lengths=longer.tolist(),
-                                         reference_lengths=[33] * 10)
+    yield "the longer nearly always wins", dict(preferences=np.where(longer > 30, 0.95, 0.05).tolist(),
+                                                lengths=longer.tolist(), reference_lengths=[33] * 10)
 
 
 def preference_for_second(rng, seed):
