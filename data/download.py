@@ -189,7 +189,8 @@ def fetch_model(repo: str, folder: Path):
             weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}")["weight_map"].values()))]
     except (TypeError, KeyError, AttributeError):
         raise ValueError(f"{HUB} gives no list of {repo}'s files, or of its shards, that can be read") from None
-    names, need = ["tokenizer.json", *sorted({"tokenizer.model", "tokenizer_config.json"} & files.keys()), *weights, "config.json"], 0
+    optional = sorted({"tokenizer.model", "tokenizer_config.json"} & files.keys())
+    names, need = ["tokenizer.json", *optional, *weights, "config.json"], 0
     for name in names:
         if name not in files or Path(name).name != name:
             raise ValueError(f"{HUB}/{repo} has no {name!a:.80} in its first folder; "
