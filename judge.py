@@ -242,8 +242,8 @@ def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | N
         found = [journal.values.get(name) for name, _ in calls]
         seconds = [choice and preference_for_second(choice) for choice in found]
         if None in seconds:
-            at = seconds.index(None)
-            why = problems.get(calls[at][0]) or f"named neither answer but {found[at]['message']['content']!r:.60}"
+            i = seconds.index(None)
+            why = problems.get(calls[i][0]) or f"named neither answer but {found[i]['message']['content']!r:.60}"
             print(f"no judgement of {instruction[:60]!r}: {why}", file=sys.stderr)
         ours = [p if second else 1 - p for p, (_, second) in zip(seconds, calls) if p is not None] or [0.5]
         preferences.append(None if None in seconds else sum(ours) / len(ours))
