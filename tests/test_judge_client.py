@@ -583,7 +583,9 @@ def test_a_full_disk_names_the_cache_and_loses_nothing_that_was_written(serve, t
     assert result.returncode == 2
     assert f"could not write {tmp_path / 'cache.jsonl'}" in result.stderr.splitlines()[-1]
     calls, lines = server.calls, kept(tmp_path / "cache.jsonl")
-    assert command(*line).returncode == 0 and server.calls == calls + 60 - (lines - 1)  # the last of them is torn
+    assert command(*line).returncode == 0
+    left = 60 - (lines - 1)  # the last line is torn
+    assert left <= server.calls - calls <= left + 2  # the first run's two workers may have been in a call
 
 
 def test_a_full_disk_names_the_file_to_save(serve, tmp_path):
