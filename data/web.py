@@ -160,12 +160,18 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str
                               backoff_factor=BACKOFF, backoff_max=LONGEST_WAIT, backoff_jitter=BACKOFF,
                               raise_on_status=False))
 
+    over = threading.Event()  # when one worker meets the end of the run, the others ask nothing more
+
     def work(item):
         name, body = item
         try:
-            journal.add(name, ask(session, url, body, check, key))
+            if not over.is_set():
+                journal.add(name, ask(session, url, body, check, key))
         except ValueError as error:
             return name, str(error)
+        except OSError:
+            over.set()
+            raise
         return name, None
 
     problems, began, shown = {}, time.monotonic(), 0.0
