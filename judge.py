@@ -321,7 +321,7 @@ def parse_arguments():
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
     parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
-    parser.add_argument("--seed", type=int, default=1, help="of which answer is shown first")
+    parser.add_argument("--seed", type=command.seed, default=1, help="of which answer is shown first")
     parser.add_argument("--workers", type=command.positive(int), default=8,
                         help="calls at a time, at most 256; 1 for a server that answers one at a time")
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false",

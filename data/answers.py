@@ -79,8 +79,10 @@ def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
         left.setdefault(row["instruction"], []).append(row["output"])
     for row in read_outputs(outputs):
         if not left.get(row["instruction"]):
-            raise ValueError(f"{reference} has no answer to {row['instruction'][:200]!r}, which {outputs} answers")
+            raise ValueError(f"{reference} has fewer answers to {row['instruction'][:200]!r} than {outputs}; "
+                             "give both files the same instructions")
         pairs.append((row["instruction"], row["output"], left[row["instruction"]].pop(0)))
     if extra := [instruction for instruction, answers in left.items() if answers]:
-        raise ValueError(f"{outputs} has no answer to {extra[0][:200]!r}, which {reference} answers")
+        raise ValueError(f"{outputs} has fewer answers to {extra[0][:200]!r} than {reference}; "
+                         "give both files the same instructions")
     return pairs

@@ -6,6 +6,7 @@
 Files come from anywhere, so they are checked before they are used: errors name the file and the key or tensor.
 """
 import json
+import math
 import re
 import shutil
 from contextlib import contextmanager
@@ -108,6 +109,8 @@ def check(key: str, value, kind):
         raise ValueError(f"{key} = {shown(value)} is not of type {getattr(kind, '__name__', kind)}")
     lowest = -1 if key.endswith("_token_id") else 0
     highest = 1000 if key.startswith("num_") else 2**24  # layers and heads; all else
+    if key == "rope_theta":
+        highest = math.inf  # long contexts have billions
     if type(value) in (int, float) and not lowest < value <= highest:
         raise ValueError(f"{key} = {shown(value)} is not above {lowest} and at most {highest}")
 
@@ -124,7 +127,9 @@ def check_fit(config):
     ids = listed(config.eos_token_id)
     for i in ids:
         check("eos_token_id", i, int)
-    if not ids or max(*ids, config.bos_token_id or 0) >= config.vocab_size:
+    if not ids:
+        raise ValueError("eos_token_id = [] names no token; give the one that ends a response")
+    if max(*ids, config.bos_token_id or 0) >= config.vocab_size:
         raise ValueError(f"eos_token_id = {config.eos_token_id} or bos_token_id = {config.bos_token_id} is not below "
                          f"vocab_size = {config.vocab_size}")
 
@@ -207,8 +212,8 @@ def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dic
         if name in (EMBEDDING, HEAD) and not is_finite(tensor):
             tensor = fill_unused_rows(tensor)
         if not is_finite(tensor):
-            raise ValueError(f"{path}: {stored} holds NaN or infinity in {dtype}; "
-                             + ("add --dtype bfloat16" if dtype == torch.float16 else "fetch or train it again"))
+            hint = "add --dtype bfloat16, or " if dtype == torch.float16 else ""
+            raise ValueError(f"{path}: {stored} holds NaN or infinity in {dtype}; {hint}fetch or train it again")
         tensor = placed_like(expected[name], tensor)
         if name in tensors and not tensors[name].equal(tensor):
             raise ValueError(f"{path}: {HEAD} is not {EMBEDDING}, and config.json says that they are one; "
@@ -224,7 +229,8 @@ def is_finite(tensor) -> bool:
 def fill_unused_rows(matrix):
     """(V, C): rows without a finite number, as some models have for ids that no text has, become the others' mean.
 
-    Its logit is the mean of the others' logits, so it is never the largest (Hewitt, 2021).
+    A row without one finite number is taken for unused, whichever id it is of. Its logit is the mean of the
+    others' logits, so it is never the largest (Hewitt, 2021).
     """
     unused = ~matrix.isfinite().any(1, keepdim=True)  # (V, 1)
     return torch.where(unused, matrix[~unused[:, 0]].mean(0, dtype=torch.float32).to(matrix.dtype), matrix)

@@ -71,8 +71,10 @@ def check_settings(path: Path, found: dict, wanted: dict):
         raise ValueError(f"{path} is damaged; {AFRESH}")
     for key, value in wanted.items():
         if found[key] != value:
-            raise ValueError(f"{path} is of a run with {key} = {found[key]}, not {value}; choose another --out "
-                             f"(make: OUT=...), or {AFRESH}")
+            differs = f"{key} = {found[key]}, not {value}"
+            if key.endswith("_sha256"):  # of files, whatever their path
+                differs = f"other files in --{key.removesuffix('_sha256')}"
+            raise ValueError(f"{path} is of a run with {differs}; choose another --out (make: OUT=...), or {AFRESH}")
 
 
 def checkpoint_metadata(path: Path) -> tuple[dict, int]:

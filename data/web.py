@@ -19,10 +19,10 @@ from urllib3.util import Retry
 from data.files import Journal, clock, parse_json
 
 TIMEOUT = (10, 600)  # seconds to connect, and to wait for an answer: a local server may have others to answer first
-MOST_BYTES = 64 << 20  # of an answer that is held in memory
+MOST_BYTES = 64 << 20  # of a hub's answer that is held in memory
 BACKOFF, LONGEST_WAIT = 1.0, 60  # seconds of pause, doubled from one try to the next, and the most
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that are worth another try
-FATAL = {*range(300, 400), 401, 403, 404}  # statuses that every other call would get, too
+FATAL = {*range(300, 400), 401, 402, 403, 404}  # statuses that every other call would get, too
 
 
 class Patient(Retry):
@@ -183,6 +183,7 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str
                 raise OSError(f"the first ten calls all failed, the last with {problem}")
             if (now := time.monotonic()) > shown + 5 or done == len(left):
                 shown, rate = now, done / (now - began)
-                print(f"{done}/{len(left)} calls  {rate:.1f}/s  {clock((len(left) - done) / rate)} left",
+                failed = f", {len(problems)} without a judgement" if problems else ""
+                print(f"{done}/{len(left)} calls{failed}  {rate:.1f}/s  {clock((len(left) - done) / rate)} left",
                       file=sys.stderr, flush=True)
     return problems

@@ -96,7 +96,7 @@ def test_answers_are_paired_by_instruction_and_those_to_the_same_one_by_their_or
     assert pair(ours, file("b.json", ("Go", "x"), ("Go", "y"), ("Sing", "z"))) == [
         ("Go", "1", "x"), ("Sing", "2", "z"), ("Go", "3", "y")]
     for other in ((("Go", "x"), ("Sing", "z")), (("Go", "x"), ("Sing", "z"), ("Walk", "y"))):
-        with pytest.raises(ValueError, match="b.json has no answer to 'Go', which .*a.json answers"):
+        with pytest.raises(ValueError, match="b.json has fewer answers to 'Go' than .*a.json"):
             pair(ours, file("b.json", *other))
-    with pytest.raises(ValueError, match="a.json has no answer to 'Walk', which .*b.json answers"):
+    with pytest.raises(ValueError, match="a.json has fewer answers to 'Walk' than .*b.json"):
         pair(ours, file("b.json", ("Go", "x"), ("Go", "y"), ("Walk", "y"), ("Sing", "z")))

@@ -208,7 +208,7 @@ def test_a_finished_run_is_neither_trained_again_by_mistake_nor_overwritten(data
     assert_refused(run(data, out, "--overwrite", "--lr", "nan"), "--lr")
     rows = (data / "broad.jsonl").read_text().splitlines(keepends=True)
     (data / "broad.jsonl").write_text("".join(rows[:-1]))
-    assert_refused(run(data, out, "--resume"), out / "run.json", "data_sha256")  # the data has changed since
+    assert_refused(run(data, out, "--resume"), out / "run.json", "other files in --data")  # the data has changed since
     (data / "broad.jsonl").unlink()
     assert_refused(run(data, out, "--overwrite"), data / "broad.jsonl")
     assert fingerprint(out / "model.safetensors") == before
@@ -228,7 +228,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_under_other_paths_only(data,
     model, moved = shutil.copytree(TINY, tmp_path / "model"), data.rename(tmp_path / "moved")
     config = (model / "config.json").read_text()
     (model / "config.json").write_text(config.replace('"rope_theta": 10000.0', '"rope_theta": 500.0'))
-    assert_refused(run(moved, half, "--resume", "--model", model), "model_sha256")
+    assert_refused(run(moved, half, "--resume", "--model", model), "other files in --model")
     (model / "config.json").write_text(config)
     assert "step 4/9" in run(moved, half, "--resume", "--model", model).stdout
     record = json.loads((half / "run.json").read_text())

@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
-LIBRARIES = ("requests", "safetensors.torch", "tokenizers.decoders", "torch.distributed", "torch.utils.checkpoint")
+LIBRARIES = ("multiprocessing.pool", "requests", "safetensors.torch", "tokenizers.decoders", "torch.distributed",
+             "torch.utils.checkpoint")
 SECONDS, MEMORY, OUTPUT = 30, 2 << 30, 64 << 20  # of one question: wall time, bytes beyond torch's, bytes of values
 REFUSED = ("socket.", "subprocess.", "shutil.", "ctypes.dl", "os.exec", "os.fork", "os.kill", "os.posix_spawn",
            "os.spawn", "os.system", "os.startfile", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link",
