@@ -215,12 +215,19 @@ def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | N
     without a call, and a call that the journal holds is not made again. price: of a million input tokens. Without
     `logprobs` only the model and the message are sent. Raises OSError as `ask_all` does.
     """
-    url, asked, bodies = completions_url(base_url), [], {}  # asked: for each pair, (name of a call, is ours second?)
+    url = completions_url(base_url)
     form = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 5} if logprobs else {}
+
+    # each pair's calls: none for equal answers, one by the coin, or two
+    bodies = {}  # name of a call: what is sent
+    asked = []  # for each pair, (name of a call, whether the output is shown second)
     for instruction, output, other in pairs:
-        coin, calls = random.Random(f"{seed} {instruction}").random() < 0.5, []
-        orders = (coin, not coin) if both_orders else (coin,)
-        for second in orders if output != other else ():
+        coin = random.Random(f"{seed} {instruction}").random() < 0.5
+        orders = [coin, not coin] if both_orders else [coin]
+        if output == other:
+            orders = []
+        calls = []
+        for second in orders:
             first, last = (other, output) if second else (output, other)
             question = QUESTION.format(instruction=instruction, first=first, second=last)
             body = {"model": model, "messages": [{"role": "user", "content": question}]} | form
@@ -236,7 +243,7 @@ def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | N
           f"{len(bodies) - len(left)} are in {journal.path}", flush=True)
     problems = ask_all(url, bodies, journal, check_completion, key, workers)
 
-    # each pair's preference, and why it has none
+    # each pair's preference: the mean over its calls, or a sentence that says why there is none
     preferences, choices = [], []
     for (instruction, *_), calls in zip(pairs, asked):
         found = [journal.values.get(name) for name, _ in calls]

@@ -6,7 +6,6 @@
 Files come from anywhere, so they are checked before they are used: errors name the file and the key or tensor.
 """
 import json
-import math
 import re
 import shutil
 from contextlib import contextmanager
@@ -60,7 +59,8 @@ def read_config(path, kind):
         # the keys that it has, and of those the ones that model.py knows with one value only
         known = {key: raw.get(key, default) for key, default in KEYS[model_type].items()}
         for key in ONLY_DEFAULT:
-            if known.get(key) != (only := KEYS[model_type].get(key)):
+            only = KEYS[model_type].get(key)
+            if known.get(key) != only:
                 raise ValueError(f"{key} = {shown(known[key])} is not supported, only {shown(only)} is")
         known |= rope(known)
         known["dtype"] = known["dtype"] or known["torch_dtype"] or "float32"
@@ -108,9 +108,11 @@ def check(key: str, value, kind):
     if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
         raise ValueError(f"{key} = {shown(value)} is not of type {getattr(kind, '__name__', kind)}")
     lowest = -1 if key.endswith("_token_id") else 0
-    highest = 1000 if key.startswith("num_") else 2**24  # layers and heads; all else
-    if key == "rope_theta":
-        highest = math.inf  # long contexts have billions
+    highest = 2**24
+    if key.startswith("num_"):  # layers and heads
+        highest = 1000
+    elif key == "rope_theta":  # long contexts have billions
+        highest = 10**12
     if type(value) in (int, float) and not lowest < value <= highest:
         raise ValueError(f"{key} = {shown(value)} is not above {lowest} and at most {highest}")
 

@@ -41,8 +41,8 @@ def connect(retries=0) -> requests.Session:
     return session
 
 
-def check_url(url: str, name: str) -> str:
-    """`url` without its last slash. Raises ValueError, with the name of the option, where it is no http(s) address."""
+def check_url(url: str, name: str):
+    """Raise ValueError, with the name of the option, where `url` is not an http(s) address."""
     try:
         parts = urlsplit(url)
         parts.hostname.encode("idna")  # fails for None, for a part that is empty and for one that is too long
@@ -52,7 +52,6 @@ def check_url(url: str, name: str) -> str:
     if not good:
         shown = re.sub(r"//.*@", "//***@", url)  # a password can stand there
         raise ValueError(f"{name} = {shown!r} is not an address like https://host or http://localhost:8080")
-    return url.rstrip("/")
 
 
 def secret(name: str) -> str | None:
@@ -117,7 +116,7 @@ def pause_of(status: int, headers) -> float:
 def ask(session: requests.Session, url: str, body: dict, check, key: str | None):
     """check(the JSON value that a server answers to a POST of `body`).
 
-    Raises OSError for what every other call would meet, too: 401, 403, 404, a redirect, no connection. Raises
+    Raises OSError for what every other call would meet, too: a status in FATAL, or no connection. Raises
     ValueError, with the server's words, for all else that is not an answer, once asking again has not helped.
     """
     def words(text: str) -> str:  # the beginning, printable, and without the key, which some servers repeat
@@ -134,10 +133,11 @@ def ask(session: requests.Session, url: str, body: dict, check, key: str | None)
             raise OSError(f"{place}: no connection ({words(str(cause))}); check the address and the server") from None
         raise ValueError(words(f"{type(cause).__name__}: {cause}")) from None
     status, text = response.status_code, response.content.decode(errors="replace")
+    if "Location" in response.headers and status in FATAL:
+        raise OSError(f"{place} leads to {words(response.headers['Location'])} ({status}), where nothing is sent; "
+                      "give the server's own address")
     if status in FATAL:
-        to = response.headers.get("Location")
-        raise OSError(f"{place} leads to {words(to)} ({status}), where nothing is sent; give the server's own address"
-                      if to else f"{place} answered {status} {words(text)}")
+        raise OSError(f"{place} answered {status} {words(text)}; check the key, the model's name and the address")
     if status >= 400:
         raise ValueError(f"{status} {words(text)}")
     try:  # a key as short as "1" is not a secret, and stands in every number
@@ -156,10 +156,11 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str
     first ten calls all fail. The pool's threads are daemons: an interrupt waits for none of them.
     """
     left = {name: body for name, body in bodies.items() if name not in journal.values}
+
+    # urllib3 asks a busy server again, and one that breaks off; a server that is not there ends the run
     session = connect(Patient(5, connect=0, read=2, other=0, allowed_methods=None, status_forcelist=BUSY,
                               backoff_factor=BACKOFF, backoff_max=LONGEST_WAIT, backoff_jitter=BACKOFF,
                               raise_on_status=False))
-
     over = threading.Event()  # when one worker meets the end of the run, the others ask nothing more
 
     def work(item):
@@ -180,7 +181,8 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, check, key: str
             if problem:
                 problems[name] = problem
             if len(problems) == done == 10 and len(left) == len(bodies):
-                raise OSError(f"the first ten calls all failed, the last with {problem}")
+                raise OSError(f"the first ten calls all failed, the last with {problem}; mend that, then run this "
+                              "again")
             if (now := time.monotonic()) > shown + 5 or done == len(left):
                 shown, rate = now, done / (now - began)
                 failed = f", {len(problems)} without a judgement" if problems else ""
