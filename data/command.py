@@ -17,7 +17,8 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
     Infinite without a quota, or without control groups of version 2 (Linux). root: of the file system.
     """
-    quotas, groups = [math.inf], root / "proc/self/cgroup"
+    quotas = [math.inf]
+    groups = root / "proc/self/cgroup"
     found = re.search(r"^0::/(.*)$", groups.read_text(), re.M) if groups.exists() else None
     if found:
         group = root / "sys/fs/cgroup" / found[1]
@@ -39,8 +40,8 @@ def share_processors():
 
     A thread that is out of work spins for a while before it sleeps, since more work may come at once. GNU's OpenMP
     spins 300,000 times. If another process is busy, a thread that spins keeps a processor from the thread that has the
-    work. 1,000 times is what OpenMP takes itself when it has more threads than processors. What it brings stands in
-    tests/README.md, "A busy machine".
+    work. 1,000 times is what OpenMP takes itself when it has more threads than processors. What this saves and costs
+    stands in tests/README.md, "A busy machine".
     """
     if "torch" in sys.modules:  # too late
         return
