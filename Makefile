@@ -162,8 +162,9 @@ data/world/eval.jsonl: data/world.py | $(ready)
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'python3 cannot make a virtual environment; install its venv module (Debian: python3-venv)' >&2; exit 2; }
 	@[ "$$(uname)" != Linux ] || [ -n "$$PIP_EXTRA_INDEX_URL$$PIP_INDEX_URL" ] || echo 'pip downloads 2.2 GB now (4.8 GB' \
-		'on disk), since PyTorch for Linux comes with CUDA. Without an NVIDIA GPU, press Ctrl-C and give make the index of CPU' \
-		'builds that "Get started" on the page of PyTorch names: PIP_EXTRA_INDEX_URL=... make train METHOD=response'
+		'on disk), since PyTorch for Linux comes with CUDA. Without an NVIDIA GPU, press Ctrl-C and give make the' \
+		'index of CPU builds that "Get started" on the page of PyTorch names:' \
+		'PIP_EXTRA_INDEX_URL=... make train METHOD=response'
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
