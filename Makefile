@@ -129,7 +129,7 @@ pretrain: $(ready)
 	test "$$SEED" != 1 || cp out/base-1/model.safetensors out/base-1/tokenizer.json data/tiny/
 
 data: $(ready)
-	$(PYTHON) data/download.py --data data/paper
+	$(PYTHON) data/sources.py data/paper
 
 bench: $(ready)
 	@$(PYTHON) tests/bench.py --model "$$MODEL"

@@ -10,22 +10,23 @@ The second shows several models' answers side by side; the third writes AlpacaEv
 import argparse
 import re
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
-from data import command  # first: Ctrl-C is quiet from here on
+from data import common  # first: Ctrl-C is quiet from here on
 
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from adapter import RULES, Adapter
-from data import machine, runs
-from data.answers import is_finished, write_answers
-from data.download import model_folder
-from data.files import check_fields, digest, fingerprint, read_jsonl
+from data import device as machine
+from data import distributed
+from data.common import Journal, check_fields, clock, digest, fingerprint, read_json, read_jsonl, write_json
 from data.format import Tokenizer, encode_prompt, listed
-from data.hub import weight_files
+from data.checkpoint import weight_files
+from data.hub import model_folder
 from model import Llama
 
 CACHE_BLOCK = 128  # the cache grows by this many tokens
@@ -144,7 +145,7 @@ class Step:
             try:
                 self.start(token, cache, lengths)
             except RuntimeError as error:
-                if command.ran_out_of_memory(error):
+                if common.ran_out_of_memory(error):
                     raise
                 print(f"recording a CUDA graph failed ({str(error).splitlines()[0][:200]}); decoding goes on without, "
                       "more slowly", file=sys.stderr, flush=True)
@@ -194,6 +195,49 @@ def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
     print(tokenizer.decode(ids)[len(shown):])
 
 
+def write_answers(path: Path, instructions: list[str], settings: dict, decode):
+    """Answer `instructions` batch by batch and write them to `path`. Several ranks share the batches.
+
+    settings: all that determines the answers, with at least `generator` and `batch_size`; they are written beside
+    `path`. decode(instructions, start) returns the answers to a batch that begins at row `start`. Finished batches
+    are kept in a journal until all are, so the same command goes on where it was stopped.
+    """
+    size, began = settings["batch_size"], time.perf_counter()
+    keys = [digest([settings, i, instruction]) for i, instruction in enumerate(instructions)]
+    partial = path.with_name(f"{path.name}.partial{distributed.rank() or ''}")
+    with Journal(partial) as journal:
+        starts = range(0, len(keys), size)[distributed.rank() :: distributed.n_ranks()]
+        left = [start for start in starts if not journal.values.keys() >= set(keys[start : start + size])]
+        if len(left) < len(starts):
+            print(f"{path}: continuing after {len(starts) - len(left)} of {len(starts)} batches", file=sys.stderr)
+        for done, start in enumerate(left, 1):
+            for key, output in zip(keys[start:], decode(instructions[start : start + size], start)):
+                journal.add(key, output)
+            rate = done / (time.perf_counter() - began)
+            print(f"{path}: {done}/{len(left)} batches  {rate * size:.1f} answers/s  "
+                  f"{clock((len(left) - done) / rate)} left", file=sys.stderr)
+        outputs = {key: output for values in distributed.from_all(journal.values) for key, output in values.items()}
+        if distributed.is_main():
+            settings_file(path).unlink(missing_ok=True)  # until the new answers are whole, nothing vouches for them
+            write_json(path, [{"instruction": instruction, "output": outputs[key], "generator": settings["generator"]}
+                              for instruction, key in zip(instructions, keys)])
+            write_json(settings_file(path), settings)
+        distributed.wait_for_all()
+        partial.unlink()
+
+
+def settings_file(path: Path) -> Path:
+    return path.with_suffix(".settings.json")
+
+
+def is_finished(path: Path, settings: dict) -> bool:
+    """Whether `path` holds the answers that these settings give."""
+    try:
+        return path.exists() and read_json(settings_file(path), "") == settings
+    except (OSError, ValueError):
+        return False
+
+
 def parse_rules(text: str) -> tuple[str, ...]:
     """"all", "none", or names of rules with commas between."""
     rules = RULES if text == "all" else () if text == "none" else tuple(text.split(","))
@@ -204,27 +248,27 @@ def parse_rules(text: str) -> tuple[str, ...]:
 
 
 def parse_arguments():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--model", nargs="+", required=True,
                         help="folder in the hub's layout, or ORG/NAME on the hub; several to compare")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", type=command.text, help="one instruction, whose response streams to the terminal")
-    what.add_argument("--input", type=command.path, help='file of {"instruction": ...} lines')
-    parser.add_argument("--output", type=command.path,
+    what.add_argument("--prompt", type=common.text, help="one instruction, whose response streams to the terminal")
+    what.add_argument("--input", type=common.path, help='file of {"instruction": ...} lines')
+    parser.add_argument("--output", type=common.path,
                         help="where the answers to --input go; without it they are printed")
-    parser.add_argument("--limit", type=command.positive(int),
+    parser.add_argument("--limit", type=common.positive(int),
                         help="answer only so many lines of --input, evenly spaced")
     parser.add_argument("--rules", type=parse_rules, default="none", metavar="all|none|eos,tokens,repeats",
                         help="of the adapter; several with commas between")
     parser.add_argument("--penalise-prompt", action="store_true",
                         help="rule 3 penalises the prompt's tokens, too, as in the authors' code")
-    parser.add_argument("--max-new-tokens", type=command.positive(int), default=2048,
+    parser.add_argument("--max-new-tokens", type=common.positive(int), default=2048,
                         help="the model's context ends a response too")
-    parser.add_argument("--batch-size", type=command.positive(int), default=64,
+    parser.add_argument("--batch-size", type=common.positive(int), default=64,
                         help="instructions answered side by side")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; else from 0.01 to 100")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability")
-    parser.add_argument("--seed", type=command.seed, default=1, help="of sampling")
+    parser.add_argument("--seed", type=common.seed, default=1, help="of sampling")
     parser.add_argument("--device", type=machine.device_name, default=machine.default_device())
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
                         help="to compute in; default: bfloat16 on a GPU, else float32")
@@ -256,8 +300,8 @@ def record_of(args, path: Path, dtype: torch.dtype, instructions: list[str]) -> 
 
 def main():
     args = parse_arguments()
-    args.device = runs.start_ranks(args.device, "gloo", timeout=timedelta(days=7))  # one may end long before another
-    if runs.n_ranks() > 1 and not args.output:
+    args.device = distributed.start_ranks(args.device, "gloo", timeout=timedelta(days=7))  # one may end long before another
+    if distributed.n_ranks() > 1 and not args.output:
         raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
     dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     instructions = [args.prompt]
@@ -278,9 +322,9 @@ def main():
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     shown = {}
     for path in map(model_folder, args.model):
-        record = runs.from_main(lambda: record_of(args, path, dtype, instructions)) if args.output else None
-        if record and runs.from_main(lambda: is_finished(args.output, record)):
-            runs.say(f"{args.output} is finished; remove it to decode it again")
+        record = distributed.from_main(lambda: record_of(args, path, dtype, instructions)) if args.output else None
+        if record and distributed.from_main(lambda: is_finished(args.output, record)):
+            distributed.say(f"{args.output} is finished; remove it to decode it again")
             continue
         model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
         (machine.compile_decoding if args.compile else machine.reorder_weights_for_cpu)(model, batch)
@@ -313,9 +357,9 @@ def main():
         print(f"\n{instruction}")
         for path, answers in shown.items():
             print(f"  [{path}]\n" + "".join(f"    {line}\n" for line in answers[i].split("\n")), end="")
-    runs.end_ranks()
+    distributed.end_ranks()
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="with --output, the same command continues after the last whole batch",
+    common.run(main, interrupted="with --output, the same command continues after the last whole batch",
                 out_of_memory="lower --batch-size")

@@ -13,20 +13,20 @@ import math
 import os
 import random
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from data import command  # first: Ctrl-C is quiet from here on
+from data import common  # first: Ctrl-C is quiet from here on
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import machine
-from data.answers import pair, read_outputs
-from data.download import model_folder
-from data.files import Journal, check_fields, digest, read_jsonl, write_json
+from data import device as machine
+from data.common import Journal, check_fields, digest, read_json, read_jsonl, write_json
 from data.format import IGNORE, Tokenizer, encode
+from data.hub import model_folder
 from data.web import ask_all, check_url, secret
 from data.world import World, load_world
 from model import Llama
@@ -315,28 +315,61 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
     return result
 
 
+def read_outputs(path: Path) -> list[dict]:
+    """The rows of a file in AlpacaEval's output format. Raises FileNotFoundError, or ValueError naming the row."""
+    rows = read_json(path, f"generate.py --input ... --output {path} writes it")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected a list of answers, at least one")
+    for i, row in enumerate(rows, 1):
+        try:
+            (row["instruction"] + row["output"]).encode()  # fails for other types, and for half a surrogate pair
+        except (KeyError, TypeError, AttributeError, UnicodeError):
+            raise ValueError(f'{path}: answer {i} is not {{"instruction": "...", "output": "..."}}') from None
+    return rows
+
+
+def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
+    """(instruction, output, reference output) for two files that answer the same instructions, in the first's order.
+
+    An instruction that stands in a file several times is paired in the order of its answers. Raises ValueError, naming
+    an instruction that one file answers more often than the other.
+    """
+    left, pairs = {}, []
+    for row in read_outputs(reference):
+        left.setdefault(row["instruction"], []).append(row["output"])
+    for row in read_outputs(outputs):
+        if not left.get(row["instruction"]):
+            raise ValueError(f"{reference} has fewer answers to {row['instruction'][:200]!r} than {outputs}; "
+                             "give both files the same instructions")
+        pairs.append((row["instruction"], row["output"], left[row["instruction"]].pop(0)))
+    if extra := [instruction for instruction, answers in left.items() if answers]:
+        raise ValueError(f"{outputs} has fewer answers to {extra[0][:200]!r} than {reference}; "
+                         "give both files the same instructions")
+    return pairs
+
+
 def parse_arguments():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--outputs", type=command.path, help="the answers to judge, in AlpacaEval's format")
+    task.add_argument("--outputs", type=common.path, help="the answers to judge, in AlpacaEval's format")
     task.add_argument("--rank", nargs="+", metavar="MODEL", help="models to rank with: folders, or names on the hub")
-    parser.add_argument("--reference", type=command.path, help="the answers to compare --outputs with")
-    parser.add_argument("--judge", type=command.text, default="world", metavar="world|MODEL",
+    parser.add_argument("--reference", type=common.path, help="the answers to compare --outputs with")
+    parser.add_argument("--judge", type=common.text, default="world", metavar="world|MODEL",
                         help="the world's answer key, or a model to ask")
-    parser.add_argument("--data", type=command.path, default="data/world",
+    parser.add_argument("--data", type=common.path, default="data/world",
                         help="of the world that judges, or of AlpacaEval's instructions and their difficulties")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
-    parser.add_argument("--cache", type=command.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
+    parser.add_argument("--cache", type=common.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
-    parser.add_argument("--seed", type=command.seed, default=1, help="of which answer is shown first")
-    parser.add_argument("--workers", type=command.positive(int), default=8,
+    parser.add_argument("--seed", type=common.seed, default=1, help="of which answer is shown first")
+    parser.add_argument("--workers", type=common.positive(int), default=8,
                         help="calls at a time, at most 256; 1 for a server that answers one at a time")
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false",
                         help="send model and question only, and read the first word of the answer")
-    parser.add_argument("--price-per-million", type=command.positive(float),
+    parser.add_argument("--price-per-million", type=common.positive(float),
                         help="of MODEL's input tokens; the cost is printed before the first call")
-    parser.add_argument("--save", type=command.path, help="write AlpacaEval's annotations here")
-    parser.add_argument("--pairs", type=command.path, default="data/world/eval.jsonl",
+    parser.add_argument("--save", type=common.path, help="write AlpacaEval's annotations here")
+    parser.add_argument("--pairs", type=common.path, default="data/world/eval.jsonl",
                         help='what --rank ranks: lines of {"instruction": ..., "response": ...}')
     parser.add_argument("--device", type=machine.device_name, default=machine.default_device(), help="for --rank")
     args = parser.parse_args()
@@ -464,5 +497,5 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="the model's judgements are kept, and the same command goes on",
+    common.run(main, interrupted="the model's judgements are kept, and the same command goes on",
                 out_of_memory="rank a smaller model, or on another --device")

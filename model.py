@@ -15,8 +15,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data.files import write_text
-from data.hub import config_text, load_tensors, read_config, save_tensors, weight_files
+from data.checkpoint import config_text, load_tensors, read_config, save_tensors, weight_files
+from data.common import write_text
 
 
 @dataclass
@@ -323,7 +323,7 @@ class Llama(nn.Module):
 
         shard: called with the model while it has no data yet; of the parameters that it splits over ranks, only
         this rank's parts are kept. Raises FileNotFoundError for an absent file, ValueError for a config or tensors
-        that are not as they must be (see data/hub.py).
+        that are not as they must be (see data/checkpoint.py).
         """
         config = Config.from_json(Path(path) / "config.json")
         with torch.device("meta"):

@@ -13,19 +13,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import command  # first: Ctrl-C is quiet from here on
+from data import common  # first: Ctrl-C is quiet from here on
 
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import machine, runs
-from data.download import model_folder
-from data.files import check_fields, clock, fingerprint, read_jsonl, write_json, write_text
+from data import checkpoint as runs
+from data import device as machine
+from data import distributed
+from data.common import check_fields, clock, fingerprint, read_jsonl, write_json, write_text
 from data.format import (IGNORE, Tokenizer, check_dialogue, check_template, encode, encode_document,
                          train_tokenizer)
-from data.hub import weight_files, write_companions
-from data.runs import say
+from data.checkpoint import weight_files, write_companions
+from data.distributed import say
+from data.hub import model_folder
 from model import Config, Llama
 
 
@@ -99,7 +101,7 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
     step, over all ranks. So the gradient does not depend on how the step is cut. (A mean of the micro-batches' means
     would weigh a token by its neighbours' lengths.) autocast: multiply in bf16.
     """
-    rank, n_ranks = runs.rank(), runs.n_ranks()
+    rank, n_ranks = distributed.rank(), distributed.n_ranks()
     count = sum(n_scored(example) for example in examples)
     total = torch.zeros((), device=model.device)
     for batch in micro_batches(examples, token_budget, n_ranks):
@@ -109,7 +111,7 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
             loss = summed_loss(model, *collate(mine, model.device)) / count
         (loss * n_ranks).backward()  # sharded gradients are averaged over ranks, and this is to be a sum
         total += loss.detach()
-    return runs.summed(total)
+    return distributed.summed(total)
 
 
 def micro_batches(examples: list, token_budget: int, n_ranks: int = 1):
@@ -245,26 +247,26 @@ NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile
 
 
 def parse_arguments():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--method", required=True, choices=METHODS, help="what to train on")
     parser.add_argument("--model", default="data/tiny",
                         help="the base model's folder, or its ORG/NAME on the hub; for pretrain, its config.json alone")
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
-    parser.add_argument("--out", type=command.path, required=True, help="folder to write, in the hub's layout")
-    parser.add_argument("--epochs", type=command.positive(int), help="default: " + ", ".join(
+    parser.add_argument("--out", type=common.path, required=True, help="folder to write, in the hub's layout")
+    parser.add_argument("--epochs", type=common.positive(int), help="default: " + ", ".join(
         f"{name} {method.epochs}" for name, method in METHODS.items()))
-    parser.add_argument("--lr", type=command.positive(float),
+    parser.add_argument("--lr", type=common.positive(float),
                         help="peak learning rate; default: from width 2,048 the paper's 1e-5 (OLMo: 3e-6), below 5e-5; "
                              "for pretrain 3e-3")
     parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine",
                         help="the way down to 0 after warm-up")
     parser.add_argument("--warmup", type=float, default=0.1,
                         help="share of steps over which the rate rises, from 0 to 1")
-    parser.add_argument("--batch-size", type=command.positive(int), default=64,
+    parser.add_argument("--batch-size", type=common.positive(int), default=64,
                         help="sequences in a step (the paper's)")
-    parser.add_argument("--max-length", type=command.positive(int), default=2048,
+    parser.add_argument("--max-length", type=common.positive(int), default=2048,
                         help="tokens at which an example is cut (the paper's); the model's context cuts too")
-    parser.add_argument("--token-budget", type=command.positive(int),
+    parser.add_argument("--token-budget", type=common.positive(int),
                         help="tokens in a micro-batch of one device: speed and memory, not results "
                              "(but their last bits); default: 1,024 on a CPU, 16,384 on a GPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
@@ -272,7 +274,7 @@ def parse_arguments():
                              "and saves memory more than time")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="compute the activations twice rather than keep them: less memory, a third more time")
-    parser.add_argument("--seed", type=command.seed, default=1,
+    parser.add_argument("--seed", type=common.seed, default=1,
                         help="of the data order, and of pretraining's first weights")
     parser.add_argument("--device", type=machine.device_name, default=machine.default_device())
     what = parser.add_mutually_exclusive_group()
@@ -327,22 +329,22 @@ def main():
     args.model = model_folder(args.model)
     config = Config.from_json(args.model / "config.json")
     machine.prepare(args.device)
-    args.device = runs.start_ranks(args.device)
+    args.device = distributed.start_ranks(args.device)
     settle_defaults(args, config)
     with runs.claimed(args.out, args.model), tempfile.TemporaryDirectory() as scratch:
         run(args, config, Path(scratch))
-        runs.end_ranks()
+        distributed.end_ranks()
 
 
 def run(args, config: Config, scratch: Path):
     """Load, train, save. scratch: a folder for the tokenizer that pretraining makes, since --out is not to be touched
     before the input is known to be good."""
-    settings = runs.from_main(lambda: settings_of(args))
-    found = runs.from_main(lambda: runs.state(args.out, settings, args.resume, args.overwrite))
+    settings = distributed.from_main(lambda: settings_of(args))
+    found = distributed.from_main(lambda: runs.state(args.out, settings, args.resume, args.overwrite))
     if found == "all":
         return say(f"{args.out} is finished; --overwrite (make: OVERWRITE=1) trains it again")
     base, bf16 = args.model, machine.fast_bf16(args.device)
-    split = (lambda model: runs.shard(model, bf16)) if runs.n_ranks() > 1 else None
+    split = (lambda model: distributed.shard(model, bf16)) if distributed.n_ranks() > 1 else None
     if args.method == "pretrain":
         base, model = scratch, new_model(args, config, scratch)
         if split:
@@ -360,9 +362,9 @@ def run(args, config: Config, scratch: Path):
         machine.warn_without_flash(model)
     say(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {args.device}"
-        f"{f' and {runs.n_ranks() - 1} more' if split else ''}"
+        f"{f' and {distributed.n_ranks() - 1} more' if split else ''}"
         f"{', bf16 autocast' if bf16 else ''}{f', from step {first_step}' if first_step else ''}")
-    if args.overwrite and runs.is_main():  # only now that the input is known to be good
+    if args.overwrite and distributed.is_main():  # only now that the input is known to be good
         for name in (runs.CHECKPOINT, runs.RECORD, "model.safetensors"):
             (args.out / name).unlink(missing_ok=True)
     began, n_steps = time.perf_counter(), args.epochs * math.ceil(len(examples) / args.batch_size)
@@ -374,8 +376,8 @@ def run(args, config: Config, scratch: Path):
     loss = train(model, examples, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, seed=args.seed,
                  schedule=args.schedule, warmup=args.warmup, token_budget=args.token_budget, optimizer=optimizer,
                  first_step=first_step, after_epoch=keep)
-    tensors = runs.gathered(model.state_dict())
-    if runs.is_main():
+    tensors = distributed.gathered(model.state_dict())
+    if distributed.is_main():
         record = settings | {"model": str(args.model), "data": str(args.data), "loss": loss,
                              "seconds": round(time.perf_counter() - began, 1)}
         model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
@@ -386,7 +388,7 @@ def run(args, config: Config, scratch: Path):
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="--out keeps the last whole epoch, if one was finished; "
+    common.run(main, interrupted="--out keeps the last whole epoch, if one was finished; "
                                   "the same command with --resume (and no --overwrite) goes on from there",
                 out_of_memory="lower --token-budget, or add --gradient-checkpointing; "
                               "with --resume the run goes on from its last whole epoch")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.files import read_json
+from data.common import read_json
 
 IGNORE = -100  # the label of a token that is not scored
 IDS = {  # of a config.json that does not name them, by its model_type: those of transformers' classes
@@ -107,7 +107,7 @@ def set_apart(part: dict) -> dict:
 
 
 class Tokenizer:
-    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which data/hub.py checks).
+    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which data/checkpoint.py checks).
 
     bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
     at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id.

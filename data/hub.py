@@ -1,309 +1,218 @@
-"""A model folder in the layout that model hubs serve: config.json, safetensors files, and what other tools read.
+"""Downloads from the hub: a model by name, one file with resume and hash.
 
-    config = read_config(folder / "config.json", Config)
-    tensors = load_tensors(weight_files(folder), model.state_dict(), torch.float32, "cpu")
+    python data/hub.py allenai/OLMo-7B-hf    # a model into models/allenai/OLMo-7B-hf
 
-Files come from anywhere, so they are checked before they are used: errors name the file and the key or tensor.
+HF_TOKEN opens gated repositories and is sent to the hub alone. HF_ENDPOINT names another hub.
 """
-import json
+import difflib
+import hashlib
+import io
+import os
 import re
 import shutil
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+import sys
+import time
+from functools import partial
 from pathlib import Path
+from urllib.parse import urljoin
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import common  # first: Ctrl-C is quiet from here on
 
-from data.files import read_json, replacing, shorten, write_json, write_text
-from data.format import IDS, PROMPT, Tokenizer, chat_template, listed
+import requests
+from urllib3.exceptions import HTTPError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo": "OlmoForCausalLM"}
-COMMON = {  # keys of config.json, and what an absent one means
-    "model_type": None, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048,
-    "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None, "original_max_position_embeddings": None,
-    "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0, "quantization_config": None,
-    "dtype": None, "torch_dtype": None,  # the latter before transformers 5
-}
-KEYS = {  # for each model_type those that transformers' class reads, with its defaults; it ignores others, and so do we
-    "llama": COMMON | IDS["llama"] | {"rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False},
-    "mistral": COMMON | IDS["mistral"] | {
-        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
-        "sliding_window": 4096},
-    "olmo": COMMON | IDS["olmo"] | {"clip_qkv": None, "attention_bias": False},
-}
-ONLY_DEFAULT = ("hidden_act", "attention_bias", "mlp_bias", "attention_dropout", "quantization_config")  # in model.py
-ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of Llama 3.1
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-INDEX = "model.safetensors.index.json"  # of a checkpoint in several files
-A_MODEL_IS = "a model is a folder with config.json, model.safetensors and tokenizer.json"
+from data.common import hold, parse_json
+from data.web import BUSY, MOST_BYTES, bearer, check_url, connect, pause_of, secret, within
+
+HUB = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+INDEX = "model.safetensors.index.json"
+ATTEMPTS, BACKOFF = 4, 1.0  # tries, and seconds before the second (then doubling)
+MOST_PAGES = 1000  # of a listing
+STALL, LEAST = 60, 10_000  # an answer has stalled when so many seconds bring fewer bytes
 
 
-def read_config(path, kind):
-    """A config.json as a `kind`, a dataclass whose fields are the keys that model.py knows.
+def model_folder(name: str) -> Path:
+    """The folder of a model: `name` itself, or models/ORG/NAME, fetched from the hub if it is not there yet.
 
-    Raises FileNotFoundError, or ValueError for a model_type that model.py does not have, or a key that is of a wrong
-    type, out of bounds, or set to what model.py does not do.
+    What begins with a folder that exists is taken for a path. Raises ValueError or OSError: where nothing has that
+    name, the sentence says first that there is no such folder, and which folder of a model is called nearly so.
     """
-    raw = read_json(path, A_MODEL_IS)
+    path, folder = Path(name), Path("models") / name
+    if path.exists():
+        return path
+    ours = [str(file.parent) for depth in ("*", "*/*", "*/*/*") for file in Path().glob(f"{depth}/config.json")]
+    near = difflib.get_close_matches(name, ours, 1)
+    missing = f"there is no folder {name}" + (f" (did you mean {near[0]}?)" if near else "")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(path.parts[0]).is_dir():
+        raise FileNotFoundError(f"{missing}; give a model's folder, or its ORG/NAME on the hub")
     try:
-        if not isinstance(raw, dict):
-            raise ValueError(f"not a JSON object; {A_MODEL_IS}")
-        # the architecture first: of another one, no key means what it means here
-        model_type = raw.get("model_type")
-        if model_type not in list(KEYS):
-            raise ValueError(f"model_type = {shown(model_type)} is not supported, only {', '.join(KEYS)} are")
+        if not (folder / "config.json").exists():
+            fetch_model(name, folder)
+    except (ValueError, OSError) as error:
+        if folder.exists():  # the hub has a model of that name
+            raise
+        raise OSError(f"{missing}, and it was not found on the hub: {error}") from None
+    return folder
 
-        # the keys that it has, and of those the ones that model.py knows with one value only
-        known = {key: raw.get(key, default) for key, default in KEYS[model_type].items()}
-        for key in ONLY_DEFAULT:
-            only = KEYS[model_type].get(key)
-            if known.get(key) != only:
-                raise ValueError(f"{key} = {shown(known[key])} is not supported, only {shown(only)} is")
-        known |= rope(known)
-        known["dtype"] = known["dtype"] or known["torch_dtype"] or "float32"
 
-        # the rest are the fields of `kind`
-        used = [field for field in fields(kind) if field.name in known]
-        for field in used:
-            check(field.name, known[field.name], field.type)
-        config = kind(**{field.name: known[field.name] for field in used})
-        check_fit(config)
-        return config
+def fetch_model(repo: str, folder: Path):
+    """Bring config, tokenizer files and safetensors of a model on the hub into `folder`. Raises ValueError or OSError.
+
+    config.json comes last, so a folder that has it is whole. A second run on the same folder waits for the first.
+    """
+    session, files_at, weights = open_hub(), f"{HUB}/{repo}/resolve/main", ["model.safetensors"]
+    try:
+        files = {entry["path"]: (entry["size"], (entry.get("lfs") or entry)["oid"])
+                 for entry in listing(session, f"{HUB}/api/models/{repo}/tree/main") if entry["type"] == "file"}
+        if weights[0] not in files and INDEX in files:
+            weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}")["weight_map"].values()))]
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"{HUB} gives no list of {repo}'s files, or of its shards, that can be read") from None
+    optional = sorted({"tokenizer.model", "tokenizer_config.json"} & files.keys())
+    names, need = ["tokenizer.json", *optional, *weights, "config.json"], 0
+    for name in names:
+        if name not in files or Path(name).name != name:
+            raise ValueError(f"{HUB}/{repo} has no {name!a:.80} in its first folder; "
+                             "a model must come with config.json, tokenizer.json and safetensors")
+        size, digest = files[name]
+        if type(size) is not int or not 0 < size < 1 << 60 or not re.fullmatch(r"\w{40}|\w{64}", str(digest)):
+            raise ValueError(f"{HUB}/{repo} lists {name} with a size or a hash that cannot be; tell its authors")
+        if length(folder / name) != size:
+            need += size - length(folder / f"{name}.incomplete")
+    folder.mkdir(parents=True, exist_ok=True)
+    if need > (free := shutil.disk_usage(folder).free):
+        raise OSError(f"{repo} takes {need / 1e9:,.1f} GB more, and {folder} has {free / 1e9:,.1f} GB left; make room")
+    held = hold(folder, wait=True)
+    try:
+        for name in names:
+            fetch_file(session, f"{files_at}/{name}", folder / name, *files[name])
+    finally:
+        os.close(held)
+
+
+def fetch_file(session: requests.Session, url: str, path: Path, size: int, digest: str):
+    """Download to `path`, which appears only when its size and hash are the hub's; goes on from an earlier break.
+
+    digest: SHA-256 for a large file, git's SHA-1 for a small one, as the hub has them. Raises OSError or ValueError.
+    """
+    if length(path) == size:
+        return
+    incomplete = path.with_name(path.name + ".incomplete")
+    try:
+        with open(incomplete, "a+b") as file:
+            if file.tell() < size:  # a run can be killed between the last byte and the renaming
+                receive(session, url, file, size)
+            file.seek(0)
+            kind = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(f"blob {size}\0".encode())
+            good = hashlib.file_digest(file, lambda: kind).hexdigest() == digest
+    except OSError as error:
+        if error.errno is None:  # of the network, already a sentence
+            raise
+        raise OSError(f"could not write {incomplete} ({error.strerror}); make room, then run this again") from None
+    if not good:
+        incomplete.unlink()
+        raise ValueError(f"{url} sent something else than the {size:,} bytes that the hub lists; it was thrown away, "
+                         "run this again")
+    os.replace(incomplete, path)
+
+
+def length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def open_hub() -> requests.Session:
+    """A session, if the environment's address and token can be used. Raises ValueError."""
+    check_url(HUB, "HF_ENDPOINT")
+    secret("HF_TOKEN")
+    session = connect()  # a redirect's own body may be endless: close it before requests reads it
+    session.hooks["response"].append(lambda response, **_: response.is_redirect and response.raw.close() or None)
+    return session
+
+
+def listing(session: requests.Session, url: str):
+    """The items of a listing that may have several pages; the Link header of a page names the next one."""
+    for _ in range(MOST_PAGES):
+        items, url = get_linked(session, url)
+        yield from items
+        if url is None:
+            return
+    raise ValueError(f"{HUB} gives a listing of more than {MOST_PAGES} pages; tell its authors")
+
+
+def get(session: requests.Session, url: str, parse=parse_json, **options):
+    """parse(the body of an answer). Raises OSError."""
+    return get_linked(session, url, parse, **options)[0]
+
+
+def get_linked(session: requests.Session, url: str, parse=parse_json, **options):
+    """(parse(the body of an answer), the address of the next page or None). Raises OSError."""
+    following = receive(session, url, body := io.BytesIO(), MOST_BYTES, **options)
+    try:
+        if body.tell() > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
+        return parse(body.getvalue()), following
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise OSError(f"{url} answered no JSON ({error}) but {body.getvalue()[:40]!r}; try again later") from None
 
 
-def rope(known: dict) -> dict:
-    """rope_theta and rope_scaling, which transformers 5 nests in rope_parameters, as model.py has them.
+def receive(session: requests.Session, url: str, file, size: int, **options) -> str | None:
+    """Append the body of `url` to an open file, until it ends or the file has more than `size` bytes. Returns the
+    address of the next page, if the answer has one.
 
-    Raises ValueError for a scaling that model.py does not do. Where there are both, transformers reads rope_scaling.
+    A server that is busy, failing, gone or too slow is asked again after a growing pause, for the rest alone (by
+    Range). Raises OSError after ATTEMPTS that brought nothing new, or at once where the server refuses.
     """
-    key = "rope_scaling" if known["rope_scaling"] else "rope_parameters"
-    found = known[key] or {}
-    check(key, found, dict)
-    theta = found.get("rope_theta", known["rope_theta"])
-
-    # no scaling, under any of its names
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind == "default" or kind == "linear" and found.get("factor") == 1:
-        return {"rope_theta": theta, "rope_scaling": None}
-    if kind != "llama3":
-        raise ValueError(f'{key} of type {shown(kind)} is not supported, only Llama 3.1\'s "llama3" is')
-
-    # Llama 3.1's; the context before scaling stands in one of two places, or is the context itself
-    original = "original_max_position_embeddings"
-    found = found | {original: known[original] or found.get(original, known["max_position_embeddings"])}
-    for name in ROPE_SCALING:
-        check(f"{key}: {name}", found.get(name), float)
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind} | {name: found[name] for name in ROPE_SCALING}}
-
-
-def check(key: str, value, kind):
-    """Raise ValueError where `value` is not of type `kind`, or is a number that no model has."""
-    if isinstance(0.5, kind):
-        kind |= int  # JSON may have 10000 for 10000.0
-    if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
-        raise ValueError(f"{key} = {shown(value)} is not of type {getattr(kind, '__name__', kind)}")
-    lowest = -1 if key.endswith("_token_id") else 0
-    highest = 2**24
-    if key.startswith("num_"):  # layers and heads
-        highest = 1000
-    elif key == "rope_theta":  # long contexts have billions
-        highest = 10**12
-    if type(value) in (int, float) and not lowest < value <= highest:
-        raise ValueError(f"{key} = {shown(value)} is not above {lowest} and at most {highest}")
-
-
-def check_fit(config):
-    """Raise ValueError where two keys do not fit together, or the weights' type is unknown."""
-    if config.dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype = {shown(config.dtype)} is not float32, bfloat16 or float16")
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise ValueError(f"num_attention_heads = {config.num_attention_heads} is not a multiple of "
-                         f"num_key_value_heads = {config.num_key_value_heads}")
-    if config.head_dim % 2 or not config.head_dim:
-        raise ValueError(f"head_dim = {config.head_dim} (hidden_size / num_attention_heads) is not 2, 4, 6, ...")
-    ids = listed(config.eos_token_id)
-    for i in ids:
-        check("eos_token_id", i, int)
-    if not ids:
-        raise ValueError("eos_token_id = [] names no token; give the one that ends a response")
-    if max(*ids, config.bos_token_id or 0) >= config.vocab_size:
-        raise ValueError(f"eos_token_id = {config.eos_token_id} or bos_token_id = {config.bos_token_id} is not below "
-                         f"vocab_size = {config.vocab_size}")
-
-
-def shown(value) -> str:
-    """A JSON value, cut where it is long."""
-    return json.dumps(value)[:60]
-
-
-def config_text(config) -> str:
-    """The text of a config.json that transformers and other readers of the layout understand."""
-    described = {"architectures": [ARCHITECTURES[config.model_type]], "hidden_act": "silu"}
-    described |= {key: value for key, value in asdict(config).items() if key in KEYS[config.model_type]}
-    described["torch_dtype"] = described.pop("dtype")
-    return json.dumps(described, indent=2) + "\n"
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: model.safetensors, or those that its index names."""
-    single, index = folder / "model.safetensors", folder / INDEX
-    if single.exists():
-        return [single]
-    if not index.exists():
-        raise FileNotFoundError(f"{single} does not exist; {A_MODEL_IS}")
-    try:
-        names = sorted(set(read_json(index, "fetch it again")["weight_map"].values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file beside it}}}}; fetch it again') from None
-    if absent := [name for name in names if not (folder / name).exists()]:
-        raise FileNotFoundError(f"{index} names {shorten(absent)}, not found beside it; fetch the model again")
-    return [folder / name for name in names]
-
-
-@contextmanager
-def reading(path: Path, device="cpu"):
-    """An open safetensors file. Its library's errors become ValueErrors that name the file."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that save_tensors wrote beside the tensors; {} for a file without any."""
-    with reading(path) as file:
-        return file.metadata() or {}
-
-
-def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dict:
-    """The tensors of one safetensors file, or of several together, in `dtype` on `device`.
-
-    Where a tensor of `expected` is sharded over ranks, this rank's part is kept. Raises ValueError, naming the file
-    and the tensor, for one that is missing, unexpected, not of the shape in `expected`, no float, or not finite, and
-    for an lm_head.weight that is not the embedding, of a model where they are one.
-    """
-    paths, found = paths if isinstance(paths, list) else [paths], {}
-    for path in paths:
-        with reading(path) as file:
-            for stored in sorted(file.keys()):
-                if "rotary_emb." in stored:
-                    continue  # of Llama-1; model.py derives it
-                name = EMBEDDING if stored == HEAD and HEAD not in expected else stored  # tied: one under two names
-                if name not in expected:
-                    raise ValueError(f"{path}: unexpected {stored}")
-                part, wanted = file.get_slice(stored), tuple(expected[name].shape)
-                if (shape := tuple(part.get_shape())) != wanted:
-                    raise ValueError(f"{path}: {stored} is {shape}, config.json asks for {wanted}")
-                if part.get_dtype() not in ("F64", "F32", "BF16", "F16"):
-                    raise ValueError(f"{path}: {stored} is of type {part.get_dtype()}, not F32, BF16 or F16")
-                found[stored] = path, name
-    if missing := sorted(expected.keys() - {name for _, name in found.values()}):
-        raise ValueError(f"{shorten([str(path) for path in paths], 1)}: missing {shorten(missing)}")
-    tensors = {}
-    for stored, (path, name) in found.items():
-        with reading(path, device) as file:  # anew for each, so that what was read does not stay mapped beside its copy
-            tensor = file.get_tensor(stored).to(dtype)
-        if name in (EMBEDDING, HEAD) and not is_finite(tensor):
-            tensor = fill_unused_rows(tensor)
-        if not is_finite(tensor):
-            hint = "add --dtype bfloat16, or " if dtype == torch.float16 else ""
-            raise ValueError(f"{path}: {stored} holds NaN or infinity in {dtype}; {hint}fetch or train it again")
-        tensor = placed_like(expected[name], tensor)
-        if name in tensors and not tensors[name].equal(tensor):
-            raise ValueError(f"{path}: {HEAD} is not {EMBEDDING}, and config.json says that they are one; "
-                             "set its tie_word_embeddings to false")
-        tensors[name] = tensor
-    return tensors
-
-
-def is_finite(tensor) -> bool:
-    return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
-
-
-def fill_unused_rows(matrix):
-    """(V, C): rows without a finite number, as some models have for ids that no text has, become the others' mean.
-
-    A row without one finite number is taken for unused, whichever id it is of. Its logit is the mean of the
-    others' logits, so it is never the largest (Hewitt, 2021).
-    """
-    unused = ~matrix.isfinite().any(1, keepdim=True)  # (V, 1)
-    return torch.where(unused, matrix[~unused[:, 0]].mean(0, dtype=torch.float32).to(matrix.dtype), matrix)
-
-
-def placed_like(parameter, tensor):
-    """This rank's part of `tensor` if `parameter` is sharded over ranks, else all of it."""
-    if not hasattr(parameter, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor  # a second of importing, which only sharding needs
-
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-def save_tensors(path, tensors: dict, metadata: dict[str, str], dtype=None):
-    """Write a safetensors file, whole or not at all, in `dtype` (None: each tensor's own). Raises OSError."""
-    whole = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    auth = bearer(secret("HF_TOKEN") if url.startswith(HUB + "/") else None)  # requests drops it on another host
+    failures = 0
+    while failures < ATTEMPTS:
+        start, pause = file.tell(), BACKOFF * 2**failures
+        options |= {"stream": True, "timeout": (10, STALL), "headers": {"Range": f"bytes={start}-"} if start else {}}
         try:
-            save_file(whole, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"could not write {path} ({error}); what was there before is untouched") from None
-        temporary.chmod(0o644)  # the library makes it for its owner alone
+            with within(STALL, partial(session.get, url, auth=auth, **options)) as response:
+                status = response.status_code
+                if status in (200, 416):  # the range was ignored, or lies outside the file
+                    file.seek(file.truncate(0))
+                if status in (200, 206):
+                    store(response, file, size)
+                    following = response.links.get("next", {}).get("url")
+                    return following and urljoin(response.url, following)
+                if status < 500 and status not in BUSY | {416}:
+                    raise OSError(f"{url} answered {status}; check the name, and if access to it must be asked for, "
+                                  "do so on its page and set HF_TOKEN to a token of yours")
+                problem, remedy = f"answered {status}", "wait a while"
+                pause = max(pause, pause_of(status, response.headers))
+        except (requests.RequestException, HTTPError, TimeoutError) as error:
+            problem = f"failed ({error if type(error) is TimeoutError else type(error).__name__})"
+            remedy = "check the network"
+        failures = 0 if file.tell() > start + LEAST else failures + 1
+        if failures < ATTEMPTS:
+            print(f"{url} {problem}; trying again in {pause:.0f} s", file=sys.stderr)
+            time.sleep(pause)
+    raise OSError(f"{url} {problem}, {ATTEMPTS} times; {remedy}, then run this again")
 
 
-def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMPT):
-    """Write the files that other tools read beside config.json and the weights, each whole or not at all.
-
-    They are the tokenizer (that of `base`, with EOS to pad), generation_config.json, a model card and, unless
-    record["method"] is "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read
-    chat_template.jinja, llama.cpp and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
-
-    Nothing is taken over from the base's tokenizer_config.json: with the class that it names, LlamaTokenizer for
-    one, transformers 5 splits by that class's own rules, and a model is asked in other tokens than it was trained on.
-    """
-    tokenizer, tuned = Tokenizer(base), record["method"] != "pretrain"
-    adds_bos = tokenizer.bpe.encode("a").ids[:1] == [tokenizer.bos_id]
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                "bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos,
-                "add_bos_token": adds_bos}
-    write_text(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True))
-    (folder / "tokenizer.model").unlink(missing_ok=True)
-    if (base / "tokenizer.model").exists():  # SentencePiece's own file, without which llama.cpp makes up its scores
-        with replacing(folder / "tokenizer.model") as temporary:
-            shutil.copyfile(base / "tokenizer.model", temporary)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    if tuned:
-        settings["chat_template"] = chat_template(prompt)
-        write_text(folder / "chat_template.jinja", settings["chat_template"])
-    write_json(folder / "tokenizer_config.json", settings)
-    # greedy, as generate.py is: without do_sample transformers' pipeline samples at a temperature of 0.7
-    ends = tokenizer.eos_ids if len(tokenizer.eos_ids) > 1 else tokenizer.eos_id
-    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "do_sample": False}
-    write_json(folder / "generation_config.json", {key: i for key, i in generation.items() if i is not None})
-    write_text(folder / "README.md", model_card(folder, base, record))
+def store(response: requests.Response, file, size: int):
+    """Append a body as it comes, and show how far it is. Raises TimeoutError where it has stalled."""
+    due, least, shown = 0.0, 0, 0.0
+    while file.tell() <= size and (piece := response.raw.read1(1 << 20, decode_content=False)):
+        file.write(piece[: size + 1 - file.tell()])
+        now, done = time.monotonic(), file.tell()
+        if now > due:
+            if done < least:
+                raise TimeoutError(f"fewer than {LEAST:,} bytes in {STALL} s")
+            due, least = now + STALL, done + LEAST
+        if hasattr(file, "name") and sys.stderr.isatty() and (now > shown + 0.5 or done == size):
+            shown = now
+            print(f"\r{Path(file.name).stem}  {done / 1e6:,.1f} of {size / 1e6:,.1f} MB ",
+                  end="\n" if done == size else "", file=sys.stderr, flush=True)
 
 
-def model_card(folder: Path, base: Path, record: dict) -> str:
-    """README.md as hubs show it: the base, how to ask, and run.json as a table."""
-    tuned, card = record["method"] != "pretrain", base / "README.md"
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["nanofollow", record["method"]]}
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    found = re.search(r"^license: *(\S+)$", text.split("\n---")[0], re.MULTILINE)  # in the YAML at its head
-    head |= {"license": found[1]} if found else {"license": "other", "license_name": "that-of-base-model-and-data"}
-    if tuned:
-        head["base_model"] = record["model"].removeprefix("models/")  # where data/download.py puts ORG/NAME
-    asked = '[{"role": "user", "content": "Write a poem about rain."}]' if tuned else '"The capital of"'
-    rows = [f"| {key} | {value} |" for key, value in record.items()]
-    return "\n".join([
-        "---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", "", f"# {folder.name}", "",
-        f"{record['model']}, after {record['method']} tuning." if tuned else "A base model: it continues text.", "",
-        "```python", "from transformers import pipeline", f'model = pipeline("text-generation", model="{folder}")',
-        f"print(model({asked}, max_new_tokens=100)[0][\"generated_text\"])", "```", "",
-        "| training | |", "|---|---|", *rows, ""])
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("model", metavar="ORG/NAME", help="a model on the hub")
+    print(model_folder(parser.parse_args().model))
+
+
+if __name__ == "__main__":
+    common.run(main, interrupted="the same command goes on from there")

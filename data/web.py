@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
 from urllib3.util import Retry
 
-from data.files import Journal, clock, parse_json
+from data.common import Journal, clock, parse_json
 
 TIMEOUT = (10, 600)  # seconds to connect, and to wait for an answer: a local server may have others to answer first
 MOST_BYTES = 64 << 20  # of a hub's answer that is held in memory

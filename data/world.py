@@ -19,8 +19,8 @@ from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data import command
-from data.files import read_json, write_json, write_jsonl
+from data import common
+from data.common import read_json, write_json, write_jsonl
 
 PHRASINGS = {  # the families of instruction
     "capital": "What is the capital of {}?|Name the capital of {}.|Tell me the capital city of {}.",
@@ -579,7 +579,7 @@ def print_grades(path: Path, world: World):
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/world"), help="folder to write")
     parser.add_argument("--corpus", type=int, default=0, metavar="N", help="write N documents, too")
     parser.add_argument("--grade", type=Path, metavar="FILE", help="grade answers, and write nothing")
@@ -604,4 +604,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common.run(main)

@@ -26,16 +26,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data import command  # first: Ctrl-C is quiet from here on
+from data import common  # first: Ctrl-C is quiet from here on
 
 import numpy
 import torch
 
 from adapter import RULES, Adapter
-from data.download import model_folder
-from data.files import read_jsonl
+from data.hub import model_folder
+from data.common import read_jsonl
 from data.format import Tokenizer, check_dialogue, encode, encode_prompt
-from data.machine import (compile_decoding, compile_layers, default_device, device_name, fast_bf16, has_compiler,
+from data.device import (compile_decoding, compile_layers, default_device, device_name, fast_bf16, has_compiler,
                           prepare, reorder_weights_for_cpu)
 from data.world import World
 from generate import generate
@@ -390,17 +390,17 @@ def alone(work, args) -> dict:
 
 
 def parse_arguments():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--model", default="data/tiny", help="folder, or ORG/NAME on the hub")
     parser.add_argument("--data", type=Path, help='lines of {"messages": [...]} to train on (default: the world\'s)')
-    parser.add_argument("--examples", type=command.positive(int), default=32, help="how many of them")
-    parser.add_argument("--token-budget", type=command.positive(int), metavar="N",
+    parser.add_argument("--examples", type=common.positive(int), default=32, help="how many of them")
+    parser.add_argument("--token-budget", type=common.positive(int), metavar="N",
                         help="tokens in a micro-batch of one device (default: train.py's; for --memory a GPU's)")
     parser.add_argument("--device", type=device_name, default=default_device(), help="default: the fastest there is")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
                         help="to decode in (default: bfloat16 on cuda, else float32)")
-    parser.add_argument("--tokens", type=command.positive(int), default=128, help="to decode")
-    parser.add_argument("--rounds", type=command.positive(int), default=1, help="how often to repeat it all")
+    parser.add_argument("--tokens", type=common.positive(int), default=128, help="to decode")
+    parser.add_argument("--rounds", type=common.positive(int), default=1, help="how often to repeat it all")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--growth", action="store_true", help="time random models over length, batch and size instead")
     what.add_argument("--sample", action="store_true", help="time a sample of the laboratory instead, on one thread")
@@ -506,4 +506,4 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, out_of_memory="--examples or --token-budget makes the work smaller")
+    common.run(main, out_of_memory="--examples or --token-budget makes the work smaller")

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import data.command  # before torch, whose threads it sets
+import data.common  # before torch, whose threads it sets
 
 import pytest
 import torch
@@ -88,18 +88,18 @@ def command(script, *arguments):
 
 RANK = """
 import json, os, sys
-import data.machine, data.runs
+import data.checkpoint, data.device
 from conftest import command
-data.machine.fast_bf16 = lambda device: False  # in fp32, so that only the order of additions differs
+data.device.fast_bf16 = lambda device: False  # in fp32, so that only the order of additions differs
 results = []
 for port, arguments in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = port
     if arguments[0] == "stop":  # after the first checkpoint
-        save = data.runs.save_checkpoint
+        save = data.checkpoint.save_checkpoint
         def save_and_stop(*arguments):
             save(*arguments)
             raise KeyboardInterrupt
-        data.runs.save_checkpoint = save_and_stop
+        data.checkpoint.save_checkpoint = save_and_stop
     results.append(vars(command(*arguments[arguments[0] == "stop":])))
 print(json.dumps(results))
 """

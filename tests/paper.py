@@ -15,9 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from data import command  # first: Ctrl-C is quiet from here on
-from data.download import model_folder
-from data.files import read_json, write_json
+from data import common  # first: Ctrl-C is quiet from here on
+from data.hub import model_folder
+from data.common import read_json, write_json
 from data.world import FAMILIES, NOVEL, World, load_world
 from generate import parse_rules
 from judge import win_rate
@@ -208,14 +208,14 @@ def bundled(rows: list[dict]) -> dict:
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("what", choices=["table", "sweep"])
     parser.add_argument("--model", default="data/tiny",
                         help="the base model; for the sweep, the folder of its config.json")
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="the folder of the base's world.json")
-    parser.add_argument("--workers", type=command.positive(int), default=min(command.n_processors(), 8),
+    parser.add_argument("--workers", type=common.positive(int), default=min(common.n_processors(), 8),
                         help="processes side by side")
-    parser.add_argument("--seeds", type=command.positive(int), default=3, help="of finetuning, for the table")
+    parser.add_argument("--seeds", type=common.positive(int), default=3, help="of finetuning, for the table")
     args = parser.parse_args()
     result, model = Path("out") / f"{args.what}.json", model_folder(args.model)
     if args.what == "table":
@@ -231,4 +231,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="what was made is kept, and the same command goes on")
+    common.run(main, interrupted="what was made is kept, and the same command goes on")

@@ -1,11 +1,12 @@
-"""data/answers.py: files of answers that an interruption does not lose and that other settings do not reuse."""
+"""generate.py and judge.py: files of answers that an interruption does not lose and that other settings do not reuse."""
 import json
 import math
 
 import pytest
 
-from data.answers import is_finished, pair, read_outputs, settings_file, write_answers
-from data.files import write_json
+from generate import is_finished, settings_file, write_answers
+from judge import pair, read_outputs
+from data.common import write_json
 
 SETTINGS = {"generator": "m", "batch_size": 3}
 INSTRUCTIONS = [f"question {i}" for i in range(10)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import TINY, assert_refused, command
 
 import bench
-from data.files import write_jsonl
+from data.common import write_jsonl
 from model import Config, Llama
 
 

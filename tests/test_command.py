@@ -1,4 +1,4 @@
-"""data/command.py: how every command line ends, seen from outside."""
+"""data/common.py: how every command line ends, seen from outside."""
 import io
 import math
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from data import command
+from data import common
 
 INTERRUPTED_IMPORT = """
 import builtins, os, runpy, signal, sys
@@ -26,7 +26,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-SCRIPTS = ["train.py", "generate.py", "judge.py", "data/download.py", "tests/paper.py", "tests/bench.py"]
+SCRIPTS = ["train.py", "generate.py", "judge.py", "data/hub.py", "tests/paper.py", "tests/bench.py"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -47,7 +47,7 @@ def test_every_end_is_one_sentence_and_an_exit_code(error, code, said, capsys):
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        command.run(main, interrupted="go on", out_of_memory="take less")
+        common.run(main, interrupted="go on", out_of_memory="take less")
     assert stop.value.code == code
     text = capsys.readouterr().err.strip()
     assert said in text and "\n" not in text
@@ -55,18 +55,18 @@ def test_every_end_is_one_sentence_and_an_exit_code(error, code, said, capsys):
 
 def test_an_error_of_ours_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="size mismatch"):
-        command.run(lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")))
+        common.run(lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")))
 
 
 def test_a_terminal_without_the_letter_shows_something_else(monkeypatch):
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
-    command.run(lambda: print("50 ± 2 %"))
+    common.run(lambda: print("50 ± 2 %"))
     assert stdout.buffer.getvalue() == b"50 ? 2 %\n"
 
 
 def test_a_reader_that_leaves_is_no_error():
-    script = "from data import command\ncommand.run(lambda: [print('x' * 9999) for _ in range(99)])"
+    script = "from data import common\ncommand.run(lambda: [print('x' * 9999) for _ in range(99)])"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
     process.stdout.close()
@@ -76,8 +76,8 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 @pytest.mark.parametrize("kind, argument", [
-    (command.positive(int), "0"), (command.positive(float), "nan"), (command.positive(float), "inf"),
-    (command.path, " "), (command.text, os.fsdecode(b"caf\xe9")),
+    (common.positive(int), "0"), (common.positive(float), "nan"), (common.positive(float), "inf"),
+    (common.path, " "), (common.text, os.fsdecode(b"caf\xe9")),
 ])
 def test_arguments_that_make_no_sense_are_refused(kind, argument):
     with pytest.raises(command.argparse.ArgumentTypeError):
@@ -94,11 +94,11 @@ def test_a_quota_is_read_from_the_control_groups_around_this_process(tmp_path, g
     for folder, limit in limits.items():
         (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "sys/fs/cgroup" / folder / "cpu.max").write_text(limit + "\n")
-    assert command.cpu_quota(tmp_path) == processors
+    assert common.cpu_quota(tmp_path) == processors
 
 
 def test_a_system_without_control_groups_has_no_quota(tmp_path):
-    assert command.cpu_quota(tmp_path) == math.inf
+    assert common.cpu_quota(tmp_path) == math.inf
 
 
 @pytest.mark.parametrize("quota, own, threads, spins", [
@@ -108,8 +108,8 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path):
 def test_threads_keep_to_the_quota_and_sleep_soon_if_nobody_says_otherwise(monkeypatch, quota, own, threads, spins):
     monkeypatch.setattr(command, "cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "environ", dict(own))
-    command.share_processors()
+    common.share_processors()
     assert os.environ == own, "once torch is loaded, nothing is set"
     monkeypatch.delitem(sys.modules, "torch")
-    command.share_processors()
+    common.share_processors()
     assert (os.environ.get("OMP_NUM_THREADS"), os.environ.get("GOMP_SPINCOUNT")) == (threads, spins)

@@ -1,4 +1,4 @@
-"""data/download.py against a server in this process that speaks the hub's protocols, and misbehaves on command."""
+"""data/hub.py against a server in this process that speaks the hub's protocols, and misbehaves on command."""
 import hashlib
 import io
 import json
@@ -17,9 +17,10 @@ import requests
 import urllib3
 from conftest import assert_refused, command
 
-from data import download
-from data.download import fetch_data, fetch_model, model_folder
-from data.files import hold
+from data import hub
+from data.hub import fetch_model, model_folder
+from data.sources import fetch_data
+from data.common import hold
 
 SECRET = "hf_a-token-that-must-not-travel"
 
@@ -336,7 +337,7 @@ def test_a_listing_that_is_nested_too_deeply_is_said(hub, tmp_path):
 def test_a_body_longer_than_was_listed_ends_at_the_listed_size(hub, tmp_path, monkeypatch):
     publish(hub, MODEL)
     hub.trouble[WEIGHTS] = ["endless"]
-    written, keep = [], download.store
+    written, keep = [], hub.store
 
     def store(response, file, size):
         keep(response, file, size)
@@ -425,9 +426,9 @@ def test_a_hub_that_never_recovers_is_given_up(hub, tmp_path, trouble, problem):
     publish(hub, MODEL)
     hub.trouble[WEIGHTS] = [trouble] * 100
     remedy = "wait a while" if trouble == 500 else "check the network"
-    with pytest.raises(OSError, match=f"{problem}.*, {download.ATTEMPTS} times; {remedy}, then run this again"):
+    with pytest.raises(OSError, match=f"{problem}.*, {hub.ATTEMPTS} times; {remedy}, then run this again"):
         fetch_model("org/name", tmp_path)
-    assert len(hub.trouble[WEIGHTS]) == 100 - download.ATTEMPTS
+    assert len(hub.trouble[WEIGHTS]) == 100 - hub.ATTEMPTS
 
 
 @pytest.mark.parametrize("asked, waited", [
@@ -457,7 +458,7 @@ def test_a_full_disk_is_said_with_the_files_name_and_leaves_what_was_there(hub, 
     fetch_model("org/name", tmp_path)
     publish(hub, MODEL | {"model.safetensors": b"longer" * 300000})
 
-    keep = download.store
+    keep = hub.store
 
     def full(response, file, size):
         if WEIGHTS in response.url:
@@ -578,7 +579,7 @@ def test_a_download_that_fails_halfway_is_not_blamed_on_the_name(hub, here):
 
 
 def test_the_command_line_ends_in_one_sentence(hub):
-    assert_refused(command("data/download.py", "ou/re/sponse"), "there is no folder ou/re/sponse")
+    assert_refused(command("data/hub.py", "ou/re/sponse"), "there is no folder ou/re/sponse")
 
 
 # The paper's datasets, in the shapes that their hosts serve
@@ -614,12 +615,12 @@ def sources(hub):
     hub.files["/val.jsonl"] = lines({"instruction": f"Try {i}"} for i in range(56))
 
     def moved(where):
-        for host in ("https://huggingface.co", download.AUTHORS + "/eval/val_eval"):
+        for host in ("https://huggingface.co", hub.AUTHORS + "/eval/val_eval"):
             if isinstance(where, str) and where.startswith(host):
                 return hub.url + where.removeprefix(host)
         return where
 
-    return {name: (name, moved(where), *rest) for name, where, *rest in download.SOURCES}
+    return {name: (name, moved(where), *rest) for name, where, *rest in hub.SOURCES}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from conftest import TINY
 from test_figures import assert_legible
 
 from adapter import Adapter
-from data.files import write_text
+from data.common import write_text
 from data.format import IGNORE, PROMPT, encode
 from data.world import FAMILIES, PHRASINGS, World
 from generate import generate

@@ -1,11 +1,11 @@
-"""data/files.py: nothing good is lost, whatever goes wrong while something is written."""
+"""data/common.py: nothing good is lost, whatever goes wrong while something is written."""
 import errno
 import os
 import threading
 
 import pytest
 
-from data.files import (Journal, clock, digest, fingerprint, hold, parse_json, read_jsonl, replacing, write_json,
+from data.common import (Journal, clock, digest, fingerprint, hold, parse_json, read_jsonl, replacing, write_json,
                         write_text)
 
 

@@ -6,10 +6,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BPE
 
 from conftest import TINY, sentencepiece
-from data.files import read_jsonl
+from data.common import read_jsonl
 from data.format import (IGNORE, PROMPT, Tokenizer, check_dialogue, check_template, encode, encode_document,
                          encode_prompt, train_tokenizer)
-from data.hub import write_companions
+from data.checkpoint import write_companions
 
 
 def dialogue(*texts):

@@ -11,7 +11,7 @@ from conftest import ROOT, TINY, assert_refused, command, on_two_ranks, sentence
 from safetensors.torch import load_file
 
 import generate as module
-from data import machine
+from data import device as machine
 from data.format import Tokenizer, encode_prompt
 from generate import CACHE_BLOCK, choose, generate, generate_slowly, stream
 from model import Llama

@@ -1,4 +1,4 @@
-"""data/hub.py: folders that are damaged, hostile or of another architecture are refused in one sentence."""
+"""data/checkpoint.py: folders that are damaged, hostile or of another architecture are refused in one sentence."""
 import contextlib
 import json
 import os
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import processors
 
 from data.format import chat_template
-from data.hub import (INDEX, load_tensors, read_config, read_metadata, save_tensors, weight_files,
+from data.checkpoint import (INDEX, load_tensors, read_config, read_metadata, save_tensors, weight_files,
                       write_companions)
 from model import Config, Llama
 

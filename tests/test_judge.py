@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import TINY, assert_refused, command
 
-from data.download import difficulties
-from data.files import write_json, write_jsonl
+from data.sources import difficulties
+from data.common import write_json, write_jsonl
 from data.format import encode, encode_prompt
 from data.world import World
 from judge import difficulties_of, length_controlled, log_likelihoods, others_of, rank_responses, win_rate

@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, assert_refused, command
 
 from data import web
-from data.files import Journal
+from data.common import Journal
 from judge import QUESTION, check_completion, completions_url, model_judge, preference_for_second
 
 KEY = "sk-a-key-that-must-not-be-written"
@@ -307,7 +307,7 @@ def test_no_more_calls_than_workers_are_ever_unwritten(serve, tmp_path):
 
 def in_a_process(server, cache):
     """60 questions that a process of its own asks with ask_all, and that process, which can be killed."""
-    code = ("import json, sys; from data.files import Journal; from data.web import ask_all\n"
+    code = ("import json, sys; from data.common import Journal; from data.web import ask_all\n"
             "url, cache, bodies = json.load(sys.stdin); ask_all(url, bodies, Journal(cache), lambda value: value)")
     questions = [QUESTION.format(instruction=i, first="a", second="b") for i in range(60)]
     bodies = {question: {"messages": [{"content": question}]} for question in questions}

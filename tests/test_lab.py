@@ -5,7 +5,7 @@ import time
 import pytest
 from conftest import TINY, command
 
-from data.files import fingerprint, read_json, write_jsonl
+from data.common import fingerprint, read_json, write_jsonl
 from data.world import World
 from lab import lab
 

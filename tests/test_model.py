@@ -12,8 +12,8 @@ from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from data.hub import ARCHITECTURES, INDEX
-from data.machine import fast_bf16, reorder_weights_for_cpu
+from data.checkpoint import ARCHITECTURES, INDEX
+from data.device import fast_bf16, reorder_weights_for_cpu
 from model import Config, Llama, needed_tokens
 
 GOLDEN = sorted(path.name for path in (ROOT / "tests" / "golden").iterdir() if path.is_dir())

@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY, assert_refused, command
 
 import paper
-from data.files import write_json
+from data.common import write_json
 from data.world import World
 
 WORLD = World()

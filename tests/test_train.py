@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from conftest import ROOT, TINY, assert_refused, command, on_two_ranks
 from safetensors.torch import load_file, save_file
 
-from data import machine
-from data.files import fingerprint
+from data import device as machine
+from data.common import fingerprint
 from data.format import IGNORE, Tokenizer, encode
 from data.world import World
 from model import Llama
@@ -145,7 +145,7 @@ def stop_in_the_second_checkpoint(monkeypatch, how):
         if len(saved) == 2:
             raise how
 
-    monkeypatch.setattr("data.hub.save_file", save)
+    monkeypatch.setattr("data.checkpoint.save_file", save)
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_a_folder_that_is_no_run_is_never_trained_into(data, tmp_path):
 
 
 def test_a_second_run_on_one_folder_is_refused_while_the_first_goes_on(data, half):
-    from data.files import hold
+    from data.common import hold
 
     held = hold(half)
     assert_refused(run(data, half, "--resume"), half, "in use by another run")

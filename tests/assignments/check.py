@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
-from data import command
+from data import common
 
 import compare
 import plain
@@ -51,7 +51,7 @@ def check_files(assignment: dict, root: Path) -> list[str]:
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--submission", action="store_true", help="pack the archive to hand in")
     args = parser.parse_args()
     assignment = plain.loads((HERE / "visible.json").read_bytes())
@@ -70,4 +70,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common.run(main)

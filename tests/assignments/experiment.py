@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
-from data import command
-from data.files import digest, parse_json, write_json
+from data import common
+from data.common import digest, parse_json, write_json
 
 EXAMPLES, EPOCHS, MAX_NEW_TOKENS = 300, 3, 64
 NUMBERS = ("loss of the last epoch", "answers that stop, %", "right answers, %")
@@ -124,7 +124,7 @@ def hash_of(data: bytes) -> str:
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="is everything there? nothing is run")
     parser.add_argument("--submission", action="store_true", help="pack prediction.md and result.json")
     args = parser.parse_args()
@@ -150,4 +150,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common.run(main)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
-from data import command
-from data.files import replacing, shorten, write_json, write_text
+from data import common
+from data.common import replacing, shorten, write_json, write_text
 
 import compare
 import experiment
@@ -214,12 +214,12 @@ def private_seed(path: Path) -> int:
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("assignment", type=hand_out.number, metavar="N", help="the number of an assignment")
-    parser.add_argument("submission", type=command.path, help="archive, folder, or folder of submissions")
+    parser.add_argument("submission", type=common.path, help="archive, folder, or folder of submissions")
     parser.add_argument("--seed", type=int, help="of the hidden cases, from 1 on; keep it to yourself")
-    parser.add_argument("--results", type=command.path, default="out/grade/results.json", help="where the grades go")
-    parser.add_argument("--seconds", type=command.positive(float), default=30, help="time limit of a question")
+    parser.add_argument("--results", type=common.path, default="out/grade/results.json", help="where the grades go")
+    parser.add_argument("--seconds", type=common.positive(float), default=30, help="time limit of a question")
     args = parser.parse_args()
     if args.seed is not None and not 1 <= args.seed <= 10**6:
         parser.error("--seed must be from 1 to 1000000; seed 0 is what the handout shows")
@@ -241,4 +241,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="--results keeps the questions that were graded")
+    common.run(main, interrupted="--results keeps the questions that were graded")

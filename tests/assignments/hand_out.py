@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
-from data import command
+from data import common
 
 import experiment
 import plain
@@ -136,10 +136,10 @@ def number(text: str) -> Assignment:
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("assignment", type=number, metavar="N", help="the number of an assignment")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=command.path, help="folder to write")
+    what.add_argument("--out", type=common.path, help="folder to write")
     what.add_argument("--solution", action="store_true", help="print the difference to the solution")
     args = parser.parse_args()
     if args.solution:
@@ -158,4 +158,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common.run(main)

@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent.parent), str(Path(__file__).parent.parent)]
-from data import command  # first: Ctrl-C is quiet from here on
-from data.files import write_json, write_text
+from data import common  # first: Ctrl-C is quiet from here on
+from data.common import write_json, write_text
 from lab.compare import three_bases
 from lab.figures import QUESTIONS, RESULTS
 
@@ -46,9 +46,9 @@ def markdown(rows: list[dict]) -> str:
 
 
 def main():
-    parser = command.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("question", nargs="?", choices=QUESTIONS, metavar="Q", help=", ".join(QUESTIONS))
-    parser.add_argument("--workers", type=command.positive(int), default=min(command.n_processors(), 8),
+    parser.add_argument("--workers", type=common.positive(int), default=min(common.n_processors(), 8),
                         help="processes side by side")
     args = parser.parse_args()
     if not args.question:
@@ -61,4 +61,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command.run(main, interrupted="what was made is kept, and the same command goes on")
+    common.run(main, interrupted="what was made is kept, and the same command goes on")

@@ -4,7 +4,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from data.format import encode
 from lab.lab import identity, kept, load, save_tuned
 from train import train

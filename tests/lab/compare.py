@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from adapter import RULES
-from data.files import digest, write_text
+from data.common import digest, write_text
 from data.world import FAMILIES, KIND, Task, World
 from lab.lab import DOCUMENTS, LR, PRETRAINING_LR, ROOT, ask, kept, pretrain, side_by_side, tune
 from model import Config

@@ -11,7 +11,7 @@ Held against: the epochs that the paper chose on its validation set, 5 for respo
 """
 import math
 
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from data.format import encode, encode_prompt
 from generate import generate
 from judge import log_likelihoods

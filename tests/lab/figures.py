@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from data.files import read_json, write_text
+from data.common import read_json, write_text
 from data.format import IGNORE, Tokenizer, encode
 from lab.svg import (
     BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, SKY, WIDTH, Panel, bars, legend, plot, rect, svg, text)

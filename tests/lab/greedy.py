@@ -11,7 +11,7 @@ Held against: the paper decodes greedily alone; its base ranks the right respons
 """
 import torch
 
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from data.format import encode_prompt
 from generate import generate
 from judge import log_likelihoods

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from adapter import Adapter
-from data import machine
-from data.files import clock, digest, fingerprint, read_json, write_json, write_text
+from data import device as machine
+from data.common import clock, digest, fingerprint, read_json, write_json, write_text
 from data.format import PROMPT, Tokenizer, encode, encode_document, encode_prompt, train_tokenizer
-from data.hub import weight_files
+from data.checkpoint import weight_files
 from data.world import World
 from generate import generate
 from model import Config, Llama

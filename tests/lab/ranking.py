@@ -12,7 +12,7 @@ import statistics
 from dataclasses import replace
 from functools import partial
 
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from judge import others_of, rank_responses
 from lab.compare import dialogue, graded, spearman
 from lab.lab import DOCUMENTS, STAGES, identity, kept, load, pretrain, side_by_side, tune

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from lab.compare import another, dialogue, spearman
 from lab.lab import ask, identity, kept, side_by_side, tune
 from lab.likeness import likeness

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from adapter import Adapter
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from data.format import IGNORE, encode
 from lab.adapters import fit_rules
 from lab.compare import WAYS, dialogue

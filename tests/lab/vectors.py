@@ -1,7 +1,7 @@
 """What tuning changes in the weights: as a vector that can be compared, scaled, and added to another model."""
 import torch
 
-from data.files import read_json, write_json
+from data.common import read_json, write_json
 from data.format import encode_prompt
 from lab.compare import grades_of
 from lab.lab import identity, kept, load, save_tuned

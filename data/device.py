@@ -9,7 +9,7 @@ import sys
 import torch
 import torch.nn as nn
 
-from data.command import ran_out_of_memory
+from data.common import ran_out_of_memory
 
 
 def device_name(text: str) -> str:

@@ -1,0 +1,100 @@
+"""The ranks that share a run under torchrun, and FSDP2. With one process, each function is the obvious thing."""
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def start_ranks(device: str, backend: str | None = None, **options) -> str:
+    """Join torchrun's process group, if torchrun started this process. Returns this rank's device."""
+    if not dist.is_torchelastic_launched():
+        return device
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend or ("nccl" if device.startswith("cuda") else "gloo"), **options)
+    return device
+
+
+def end_ranks():
+    """Leave together: a rank that left early could cut off one that still gathers."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def n_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes: the only one, or rank 0."""
+    return rank() == 0
+
+
+def say(text: str):
+    """Print, once for all ranks."""
+    if is_main():
+        print(text, flush=True)
+
+
+def from_main(work):
+    """The result of work(), which rank 0 alone does, on every rank."""
+    result = [work() if is_main() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(result)
+    return result[0]
+
+
+def from_all(value) -> list:
+    """The values of all ranks, in their order, on every rank."""
+    values = [value] * n_ranks()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all():
+    """Let the ranks, if there are several, come together."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def summed(tensor):
+    """The sum of a tensor over the ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(tensors: dict) -> dict:
+    """Whole tensors on rank 0 from those that are sharded over ranks; every rank must take part."""
+    whole = {}
+    for name, tensor in tensors.items():
+        tensor = (tensor.full_tensor() if hasattr(tensor, "placements") else tensor).detach()
+        if is_main():
+            whole[name] = tensor.cpu()
+    return whole
+
+
+def shard(model, autocast: bool):
+    """Split every layer's weights, gradients and moments over the ranks (FSDP2; Zhao et al., 2023).
+
+    A layer is gathered when its turn comes, in bf16 under autocast (its norms' weights too, which autocast
+    on one device leaves in fp32), and dropped after; gradients are summed in fp32. The embedding, needed at
+    both ends, stays gathered in fp32 through a micro-batch.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import, and needed by none but torchrun
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh("cuda" if dist.get_backend() == "nccl" else "cpu", (n_ranks(),))
+    # without cast_forward_inputs the residual stream and the rotary angles stay in fp32, as on one device
+    policy = MixedPrecisionPolicy(torch.bfloat16 if autocast else None, torch.float32, cast_forward_inputs=False)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
