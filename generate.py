@@ -262,7 +262,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.output and (not args.input or len(args.model) > 1):
         parser.error("--output goes with --input and one --model")
-    if args.output and (args.output.resolve() == args.input.resolve() or args.output.is_dir()):
+    if args.output and (args.output.resolve() == args.input.resolve()
+                        or args.output.exists() and not args.output.is_file()):
         parser.error(f"--output {args.output} must be a file of its own")
     if args.penalise_prompt and "repeats" not in args.rules:
         parser.error("--penalise-prompt is a reading of rule 3; add --rules all, or rules with repeats among them")
