@@ -23,7 +23,7 @@ from adapter import RULES, Adapter
 from data import distributed
 from data.checkpoint import weight_files
 from data.common import Journal, check_fields, clock, digest, fingerprint, read_json, read_jsonl, write_json
-from data.device import decoding_step, default_device, device_name, fast_bf16, reorder_weights_for_cpu
+from data.device import decoding_step, default_device, device_name, reorder_weights_for_cpu
 from data.format import Tokenizer, encode_prompt, listed
 from data.hub import model_folder
 from model import KVCache, Llama
@@ -282,16 +282,6 @@ def read_instructions(args) -> tuple[list[int], list[str]]:
     return [i + 1 for i in chosen], [rows[i]["instruction"] for i in chosen]
 
 
-def choose_dtype(args, batch_size: int) -> torch.dtype:
-    """The type to compute in. Some processors are faster in fp32 than in the bf16 that was asked for."""
-    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
-    if dtype == torch.bfloat16 and args.device == "cpu" and batch_size > 4 and not fast_bf16("cpu"):
-        print("this processor does not multiply bf16, so decoding is done in float32, which is faster for a batch "
-              "(and takes twice the memory: a --batch-size of 4 or less stays in bf16)", file=sys.stderr)
-        return torch.float32
-    return dtype
-
-
 def load(args, path: Path, dtype: torch.dtype, lines: list[int], instructions: list[str]):
     """(model, tokenizer, options for `generate`) of one model. Raises ValueError if an instruction is too long."""
     model, tokenizer = Llama.from_pretrained(path, dtype, args.device).eval(), Tokenizer(path)
@@ -344,15 +334,14 @@ def main():
     if distributed.n_ranks() > 1 and not args.output:
         raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
     lines, instructions = read_instructions(args)
-    dtype = choose_dtype(args, min(args.batch_size, len(instructions)))
+    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     shown = {path: respond(args, path, dtype, lines, instructions) for path in map(model_folder, args.model)}
-
-    # Several answers to each instruction, one below the other.
-    for i, instruction in enumerate(instructions):
-        for number, (path, answers) in enumerate(pair for pair in shown.items() if pair[1]):
-            if number == 0:
-                print(f"\n{instruction}")
-            print(f"  [{path}]\n" + "".join(f"    {line}\n" for line in answers[i].split("\n")), end="")
+    if args.input and not args.output:
+        for i, instruction in enumerate(instructions):
+            print(f"\n{instruction}")
+            for path, answers in shown.items():
+                indented = answers[i].replace("\n", "\n    ")
+                print(f"  [{path}]\n    {indented}")
     distributed.end_ranks()
 
 
