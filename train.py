@@ -354,7 +354,9 @@ def run(args, config: Config, scratch: Path):
     examples = load_examples(METHODS[args.method], args.data, Tokenizer(base), args.max_length)
     optimizer = adamw(model, beta2=0.95 if args.method == "pretrain" else 0.999)
     checkpoint = args.out / runs.CHECKPOINT
-    first_step = runs.load_checkpoint(checkpoint, model, optimizer) if found == "half" else 0
+    steps_per_epoch = math.ceil(len(examples) / args.batch_size)
+    epochs_done = runs.load_checkpoint(checkpoint, model, optimizer)[0] if found == "half" else 0
+    first_step = epochs_done * steps_per_epoch
     model.gradient_checkpointing = args.gradient_checkpointing
     if args.compile:
         machine.compile_layers(model)
@@ -367,11 +369,11 @@ def run(args, config: Config, scratch: Path):
     if args.overwrite and distributed.is_main():  # only now that the input is known to be good
         for name in (runs.CHECKPOINT, runs.RECORD, "model.safetensors"):
             (args.out / name).unlink(missing_ok=True)
-    began, n_steps = time.perf_counter(), args.epochs * math.ceil(len(examples) / args.batch_size)
+    began, n_steps = time.perf_counter(), args.epochs * steps_per_epoch
 
     def keep(steps_done):
         if steps_done < n_steps:
-            runs.save_checkpoint(checkpoint, model, optimizer, settings, steps_done)
+            runs.save_checkpoint(checkpoint, model, optimizer, settings, steps_done // steps_per_epoch, {})
 
     loss = train(model, examples, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, seed=args.seed,
                  schedule=args.schedule, warmup=args.warmup, token_budget=args.token_budget, optimizer=optimizer,
