@@ -1,7 +1,6 @@
 """data/checkpoint.py: folders that are damaged, hostile or of another architecture are refused in one sentence."""
 import json
 import os
-import resource
 import shutil
 
 import pytest
@@ -45,57 +44,35 @@ def assert_golden(folder):
 
 LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 16}
+REFUSED = {  # values that a key of a Llama's config.json must not have
+    "rope_scaling": [{"type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0},
+                     LLAMA31 | {"low_freq_factor": 0}],
+    "rope_parameters": ["default", {"rope_theta": 1e4, "rope_type": "yarn"}, {"rope_type": "llama3"},
+                        LLAMA31 | {"factor": "8"}],
+    "rms_norm_eps": [torch.inf],
+    "model_type": ["gpt2", "olmo2", [], None],
+    "hidden_act": ["gelu"], "attention_bias": [True], "mlp_bias": [True], "quantization_config": [{"bits": 4}],
+    "tie_word_embeddings": ["no"],
+    "num_attention_heads": [0], "num_key_value_heads": [3], "head_dim": [7], "hidden_size": [-32, 32.0],
+    "vocab_size": [None, "128", [128], True, 10**30],
+    "eos_token_id": [128, [2, 128], [2, -1], [2, "3"], [], None], "bos_token_id": [128, -1],
+    "dtype": ["auto"],
+}
 
 
-@pytest.mark.parametrize("changes, fragment", [
-    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
-     'rope_scaling of type "linear"'),
-    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 'rope_scaling of type "dynamic"'),
-    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, 'rope_parameters of type "yarn"'),
-    ({"rope_parameters": {key: LLAMA31[key] for key in LLAMA31 if key != "factor"}}, "rope_parameters: factor = null"),
-    ({"rope_parameters": LLAMA31 | {"factor": "8"}}, "rope_parameters: factor"),
-    ({"rope_scaling": LLAMA31 | {"low_freq_factor": 0}}, "rope_scaling: low_freq_factor"),
-    ({"rope_parameters": "default"}, "rope_parameters"),
-    ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta"),
-    ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta"),
-    ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
-    ({"model_type": "gpt2", "hidden_size": None}, 'model_type = "gpt2"'),
-    ({"model_type": "olmo2", "eos_token_id": []}, 'model_type = "olmo2"'),
-    ({"model_type": []}, "model_type = []"),
-    ({"model_type": None}, "model_type = null"),
-    ({"model_type": "mistral", "sliding_window": True}, "sliding_window"),
-    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
-    ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads"),
-    ({"num_attention_heads": 0}, "num_attention_heads"),
-    ({"head_dim": 7}, "head_dim = 7"),
-    ({"head_dim": None, "hidden_size": 3}, "head_dim = 0"),
-    ({"hidden_size": -32}, "hidden_size"),
-    ({"hidden_size": 32.0}, "hidden_size"),
-    ({"vocab_size": None}, "vocab_size = null"),
-    ({"vocab_size": "128"}, "vocab_size"),
-    ({"vocab_size": [128]}, "vocab_size"),
-    ({"vocab_size": True}, "vocab_size"),
-    ({"vocab_size": 10**30}, "vocab_size"),
-    ({"eos_token_id": 128}, "eos_token_id"),
-    ({"eos_token_id": [2, 128]}, "eos_token_id"),
-    ({"eos_token_id": [2, -1]}, "eos_token_id = -1"),
-    ({"eos_token_id": [2, "3"]}, 'eos_token_id = "3"'),
-    ({"eos_token_id": []}, "eos_token_id = []"),
-    ({"eos_token_id": None}, "eos_token_id = null"),
-    ({"bos_token_id": 128}, "bos_token_id"),
-    ({"bos_token_id": -1}, "bos_token_id"),
-    ({"dtype": "auto"}, "dtype"),
-])
-def test_config_that_is_not_supported_is_refused_by_file_and_key(copy, changes, fragment):
+@pytest.mark.parametrize("changes", [
+    *({key: value} for key, values in REFUSED.items() for value in values),
+    {"model_type": "mistral", "sliding_window": True}, {"model_type": "mistral", "sliding_window": 0},
+    {"hidden_size": 3, "head_dim": None}, {"hidden_size": None, "eos_token_id": [], "model_type": "gpt2"},
+    {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_parameters": None, "rope_theta": "1e4"}, {"rope_parameters": {"rope_theta": torch.nan}, "rope_theta": 1e4},
+], ids=str)
+def test_config_that_is_not_supported_is_refused_by_file_and_key(copy, changes):
+    """The key to name is the last one."""
     edit(copy, **changes)
     with pytest.raises(ValueError) as error:
         read_config(copy / "config.json", Config)
-    assert str(error.value).startswith(f"{copy / 'config.json'}: ") and fragment in str(error.value)
+    assert str(error.value).startswith(f"{copy / 'config.json'}: ") and list(changes)[-1] in str(error.value)
 
 
 CONFIGS = json.loads((GOLDEN / "configs.json").read_text())
@@ -170,17 +147,12 @@ def test_rows_of_ids_that_no_text_has_may_be_anything(copy):
         Llama.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("text, fragment", [
-    ("<html>Not found</html>", "is not JSON"), ("", "is not JSON"), ("[1, 2]", "not a JSON object"),
-    ('{"vocab_size": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
-    ('{"dtype": "caf\xe9"}', "is not JSON"),
-    ('{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"), ("{}", "model_type = null"),
-])
-def test_a_config_file_that_is_none_is_refused(copy, text, fragment):
-    (copy / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=fragment) as error:
+@pytest.mark.parametrize("text", [b"<html>Not found</html>", b"", b"[1, 2]", b"[" * 100_000 + b"]" * 100_000, b"{}",
+                                  b'{"dtype": "caf\xe9"}', b'{"vocab_size": 1' + b"0" * 5000 + b"}"])
+def test_a_config_file_that_is_none_is_refused(copy, text):
+    (copy / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=f"{copy}/config.json(: not a JSON object| is not JSON|: model_type = null)"):
         read_config(copy / "config.json", Config)
-    assert str(error.value).startswith(str(copy / "config.json"))
 
 
 @pytest.mark.parametrize("golden, name", [("llama2", "config.json"), ("llama2", "model.safetensors"),
@@ -229,12 +201,6 @@ def test_weights_that_overflow_in_the_type_asked_for_are_refused(copy):
         Llama.from_pretrained(copy, torch.float16)
 
 
-def test_a_shard_of_a_wrong_shape_is_named(sharded):
-    edit(sharded, intermediate_size=80)
-    with pytest.raises(ValueError, match=r"model-0000.-of-00004.safetensors: .* config.json asks for"):
-        Llama.from_pretrained(sharded)
-
-
 @pytest.mark.parametrize("index", [
     "<html>", "[]", "{}", '{"weight_map": null}', '{"weight_map": {}}', "[" * 100_000 + "]" * 100_000,
 ])
@@ -244,7 +210,10 @@ def test_an_index_that_is_none_is_refused(sharded, index):
         weight_files(sharded)
 
 
-def test_an_index_that_does_not_name_all_files_is_refused(sharded):
+def test_an_error_names_the_shard(sharded):
+    edit(sharded, intermediate_size=80)
+    with pytest.raises(ValueError, match="model-0000.-of-00004.safetensors: .* config.json asks for"):
+        Llama.from_pretrained(sharded)
     (sharded / INDEX).write_text('{"weight_map": {"lm_head.weight": "model-00001-of-00004.safetensors"}}')
     with pytest.raises(ValueError, match="model-00001-of-00004.safetensors: missing lm_head.weight, .* and 14 more"):
         Llama.from_pretrained(sharded)
@@ -261,37 +230,23 @@ def test_saved_tensors_come_back_with_their_metadata(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644 and list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path):
-    """To whoever writes, a limit of the file size is much like a full disk."""
-    path, limits = tmp_path / "x.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
-    path.write_text("old")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        with pytest.raises(OSError, match="x.safetensors"):
-            save_tensors(path, {"a": torch.ones(1)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_a_run_goes_on_with_the_weights_moments_and_curves_of_its_checkpoint(tmp_path):
     """What AdamW does next depends on its moments and on its count of steps: the next step must be the same."""
-    def stepped(model, optimizer):
+    def step(model, optimizer):
         for parameter in model.parameters():
             parameter.grad = parameter.detach().clone()
         optimizer.step()
 
-    models = [Llama.from_pretrained(GOLDEN / "llama2") for _ in range(2)]
-    first, second = (torch.optim.AdamW(model.parameters(), lr=0.01) for model in models)
-    stepped(models[0], first)
-    stepped(models[0], first)
+    one, other = Llama.from_pretrained(GOLDEN / "llama2"), Llama.from_pretrained(GOLDEN / "llama2")
+    adam, other_adam = torch.optim.AdamW(one.parameters(), lr=0.01), torch.optim.AdamW(other.parameters(), lr=0.01)
+    step(one, adam)
+    step(one, adam)
     curves = {"loss": [2.0, 1.5], "held_out_loss": [1.75]}
-    save_checkpoint(tmp_path / "x", models[0], first, {"seed": 1}, 3, curves)
-    assert load_checkpoint(tmp_path / "x", models[1], second) == (3, curves)
-    stepped(models[0], first)
-    stepped(models[1], second)
-    for one, other in zip(models[0].parameters(), models[1].parameters()):
-        assert one.equal(other)
+    save_checkpoint(tmp_path / "x", one, adam, {"seed": 1}, 3, curves)
+    assert load_checkpoint(tmp_path / "x", other, other_adam) == (3, curves)
+    step(one, adam)
+    step(other, other_adam)
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
 
 
 RECORD = {"method": "response", "model": "data/tiny", "epochs": 5, "loss": 0.5}
@@ -313,28 +268,22 @@ def companions(folder, base, record=RECORD):
 
 
 def test_a_tuned_model_has_the_template_that_it_was_trained_with_wherever_tools_look(base, tmp_path):
-    settings = companions(tmp_path / "out", base)
-    assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "add_bos_token": False,
-                        "chat_template": chat_template()}
+    assert companions(tmp_path / "out", base) == {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": "<s>",
+        "eos_token": "</s>", "pad_token": "</s>", "add_bos_token": False, "chat_template": chat_template()}
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_template()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
-    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 0, "eos_token_id": 1, "do_sample": False}
-
-
-def test_a_pretrained_model_has_no_template(base, tmp_path):
-    companions(tmp_path / "out", base)  # a tuned one was there before
-    settings = companions(tmp_path / "out", base, RECORD | {"method": "pretrain"})
+    settings = companions(tmp_path / "out", base, RECORD | {"method": "pretrain"})  # nothing of a tuned one stays
     assert "chat_template" not in settings and not (tmp_path / "out" / "chat_template.jinja").exists()
 
 
-@pytest.mark.parametrize("key, value, bos, expected", [
-    ("bos_token_id", None, None, {"eos_token_id": 1, "do_sample": False}),
-    ("eos_token_id", [1, 7], "<s>", {"bos_token_id": 0, "eos_token_id": [1, 7], "do_sample": False}),
+@pytest.mark.parametrize("changes, bos, expected", [
+    ({}, "<s>", {"bos_token_id": 0, "eos_token_id": 1, "do_sample": False}),
+    ({"bos_token_id": None}, None, {"eos_token_id": 1, "do_sample": False}),
+    ({"eos_token_id": [1, 7]}, "<s>", {"bos_token_id": 0, "eos_token_id": [1, 7], "do_sample": False}),
 ])
-def test_a_model_without_bos_or_with_several_eos_says_so(base, tmp_path, key, value, bos, expected):
-    edit(base, **{key: value})
+def test_other_tools_get_bos_and_all_eos(base, tmp_path, changes, bos, expected):
+    edit(base, **changes)
     settings = companions(tmp_path / "out", base)
     assert (settings["bos_token"], settings["eos_token"]) == (bos, "</s>")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == expected
