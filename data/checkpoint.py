@@ -145,6 +145,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises FileNotFoundError for an absent one, ValueError for an index that is not one.
     """
+    # one file, or those of the index
     names, index = ["model.safetensors"], folder / INDEX
     if index.exists() and not (folder / names[0]).exists():
         found = read_json(index, A_MODEL_IS)
@@ -152,6 +153,8 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file beside it}}}}; fetch it again')
         names = sorted({str(name) for name in weight_map.values()})
+
+    # all of them must be there
     for name in names:
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name} does not exist; {A_MODEL_IS}")
@@ -168,18 +171,16 @@ def reading(path: Path, device="cpu"):
         raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
 
 
-def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dict:
-    """The tensors of one safetensors file, or of several together, in `dtype` on `device`.
+def load_tensors(paths: list[Path], expected: dict, dtype, device) -> dict:
+    """The tensors of safetensors files together, by name, in `dtype` on `device`.
 
-    Where a tensor of `expected` is sharded over ranks, this rank's part is kept. Raises ValueError, naming the file
-    and the tensor, for one that is missing, unexpected, not of the shape in `expected`, not a float, or not finite, and
-    for an lm_head.weight that is not the embedding, if the model says that they are one.
+    expected: tensors or parameters by name, with the shapes that must be found. If one is sharded over ranks, this
+    rank's part is kept. Raises ValueError, naming the file and the tensor, for one that is missing, unexpected, not of
+    the expected shape, not a float, or not finite, and for an lm_head.weight that is not the embedding, if the model
+    says that they are one.
     """
-    # what the files hold, before any of it is read
-    paths = paths if isinstance(paths, list) else [paths]
-    found = find_tensors(paths, expected)
     tensors = {}
-    for stored, (path, name) in found.items():
+    for stored, (path, name) in find_tensors(paths, expected).items():
         with reading(path, device) as file:  # anew for each, so that what was read does not stay mapped beside its copy
             tensor = file.get_tensor(stored).to(dtype)
 
@@ -200,7 +201,7 @@ def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dic
 
 
 def find_tensors(paths: list[Path], expected: dict) -> dict:
-    """{stored name: (path, name in `expected`)}, from the files' headers. Raises ValueError, as load_tensors does."""
+    """Where the expected tensors are, by the files' headers: {name in the file: (path, name in `expected`)}."""
     found = {}
     for path in paths:
         with reading(path) as file:
@@ -329,7 +330,7 @@ def claimed(out: Path, model: Path):
         raise ValueError(f"--out {out} is the folder of --model, whose weights it would replace; choose another")
     if out.is_file():
         raise ValueError(f"--out {out} is a file; choose another")
-    if not is_main():
+    if not is_main():  # rank 0 holds the folder for all
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -407,9 +408,11 @@ def load_checkpoint(path: Path, model, optimizer) -> tuple[int, dict]:
     """Restore what save_checkpoint wrote, in place. Returns (epochs_done, curves). Raises ValueError."""
     expected = {}
     for name, parameter in model.named_parameters():
-        expected |= dict.fromkeys([name, *(f"{name}.{moment}" for moment in MOMENTS)], parameter)
+        expected[name] = parameter
+        for moment in MOMENTS:
+            expected[f"{name}.{moment}"] = parameter
     metadata = checkpoint_metadata(path)
-    tensors = load_tensors(path, expected, torch.float32, model.device)
+    tensors = load_tensors([path], expected, torch.float32, model.device)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}

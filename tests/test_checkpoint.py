@@ -223,7 +223,7 @@ def test_saved_tensors_come_back_with_their_metadata(tmp_path):
     path, tensors = tmp_path / "new" / "x.safetensors", {"a": torch.arange(6.0).view(2, 3).T, "b": torch.ones(1)}
     save_tensors(path, tensors, {"format": "pt"}, torch.bfloat16)
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}
-    loaded = load_tensors(path, tensors, torch.float32, "cpu")
+    loaded = load_tensors([path], tensors, torch.float32, "cpu")
     assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
