@@ -456,7 +456,7 @@ def run(args, config: Config, scratch: Path):
         record = settings | {"model": str(args.model), "data": str(args.data),
                              "seconds": round(time.perf_counter() - began, 1)}
         model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
-        write_companions(args.out, base, record)
+        write_companions(args.out, base, args.method != "pretrain")
         write_text(args.out / "loss.svg", loss_svg(**curves))
         write_json(args.out / RECORD, record | curves)  # the last: a folder that has it is a finished run
         checkpoint.unlink(missing_ok=True)
