@@ -12,6 +12,7 @@ import json
 import math
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -259,13 +260,18 @@ def ask_all(url: str, bodies: dict[str, dict], journal: Journal, key: str | None
     """
     left = {name: body for name, body in bodies.items() if name not in journal.values}
     session = open_session(connect=0)  # urllib3 asks again if the server is busy, but not if it is not there
+    over = threading.Event()  # when one worker meets the end of the run, the others ask nothing more
 
     def work(item):
         name, body = item
         try:
-            journal.add(name, ask(session, url, body, key))
+            if not over.is_set():
+                journal.add(name, ask(session, url, body, key))
         except ValueError as error:
             return name, str(error)
+        except OSError:
+            over.set()
+            raise
         return name, None
 
     problems, began, shown = {}, time.monotonic(), 0.0
