@@ -43,7 +43,7 @@ FATAL = {*range(300, 400), 401, 402, 403, 404}  # statuses that every other call
 def win_rate(preferences) -> tuple[float, float]:
     """The mean of N >= 1 preferences and its standard error, both in percent (section 3).
 
-    The standard error is the sample's standard deviation (with N - 1) over sqrt(N); 0 where N is 1.
+    The standard error is the sample's standard deviation (with N - 1) over sqrt(N); 0 if N is 1.
     """
     p = np.asarray(preferences, dtype=float)  # (N,)
     error = p.std(ddof=1) / len(p) ** 0.5 if len(p) > 1 else 0.0
@@ -168,9 +168,9 @@ def preference_for_second(choice: dict) -> float | None:
     A token or word names an answer if it is m (shown first) or M (second) once quotation marks and the like are
     stripped. p(m) and p(M) are sums of exp(logprob) over the top tokens of the first position that name it, and the
     preference is p(M) / (p(m) + p(M)) (Dubois et al., 2024). A logprob of null counts as -inf. If there are none, or
-    both sums are 0, the first word of the message decides: 1 if it names M, 0 if m, else None. The message is a text,
-    null, or a list of parts, {"type": "text", "text": "M"}. Raises ValueError if a logprob that counts is NaN or above
-    0.01 (rounding can lift it a little above 0), and LookupError, TypeError or AttributeError if a part is missing.
+    both sums are 0, the first word of the message (a text, or null) decides: 1 if it names M, 0 if m, else None. Raises
+    ValueError if a logprob that counts is NaN or above 0.01 (rounding can lift it a little above 0), and LookupError,
+    TypeError or AttributeError if a part is missing.
     """
     def name(token):
         return token.strip(" \n\"'`*_.,:;()[]Ġ▁")
@@ -187,10 +187,8 @@ def preference_for_second(choice: dict) -> float | None:
         return p["M"] / total
 
     # or from the first word
-    text = choice["message"]["content"] or ""
-    if isinstance(text, list):
-        text = "".join(part.get("text") or "" for part in text)
-    return {"m": 0.0, "M": 1.0}.get(name((text.split() or [""])[0]))
+    words = (choice["message"]["content"] or "").split() or [""]
+    return {"m": 0.0, "M": 1.0}.get(name(words[0]))
 
 
 def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | None = None, seed: int = 1,
@@ -379,7 +377,7 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
             sequence = encode(tokenizer, messages, model.config.context + 1)
             if len(sequence[0]) <= model.config.context:
                 fits.append(sequence)
-            elif text is own:
+            elif not fits:  # the own response
                 break
         compared += [(len(examples), len(examples) + i) for i in range(1, len(fits))]
         examples += fits
@@ -434,25 +432,22 @@ def parse_arguments():
     task.add_argument("--outputs", type=common.path, help="the answers to judge, in AlpacaEval's format")
     task.add_argument("--rank", nargs="+", metavar="MODEL", help="models to rank with: folders, or names on the hub")
     parser.add_argument("--reference", type=common.path, help="the answers to compare --outputs with")
-    parser.add_argument("--judge", type=common.text, default="world", metavar="world|MODEL",
-                        help="the world's answer key, or a model to ask")
-    parser.add_argument("--data", type=common.path, default="data/world",
-                        help="of the world that judges, or of AlpacaEval's instructions and their difficulties")
+    parser.add_argument("--judge", type=common.text, default="world", metavar="world|MODEL", help="who decides")
+    parser.add_argument("--data", type=common.path, default="data/world", help="the world, or AlpacaEval's questions")
     parser.add_argument("--base-url", default="https://api.openai.com", help="of the server that has MODEL")
     parser.add_argument("--cache", type=common.path, default="out/judge-cache.jsonl", help="keeps MODEL's judgements")
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
     parser.add_argument("--seed", type=common.seed, default=1, help="of which answer is shown first")
-    parser.add_argument("--workers", type=common.positive(int), default=8,
-                        help="calls at a time; 1 for a server that answers one at a time")
+    parser.add_argument("--workers", type=common.positive(int), default=8, help="calls at a time; 1 for a slow server")
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false",
                         help="send model and question only, and read the first word of the answer")
-    parser.add_argument("--price-per-million", type=common.positive(float),
-                        help="of MODEL's input tokens; the cost is printed before the first call")
+    parser.add_argument("--price-per-million", type=common.positive(float), help="of input tokens; shows the cost")
     parser.add_argument("--save", type=common.path, help="write AlpacaEval's annotations here")
-    parser.add_argument("--pairs", type=common.path, default="data/world/eval.jsonl",
-                        help='what --rank ranks: lines of {"instruction": ..., "response": ...}')
+    parser.add_argument("--pairs", type=common.path, default="data/world/eval.jsonl", help="what --rank ranks")
     parser.add_argument("--device", type=machine.device_name, default=machine.default_device(), help="for --rank")
     args = parser.parse_args()
+
+    # what cannot go together, and what would be overwritten
     if (args.outputs is None) != (args.reference is None):
         parser.error("--outputs and --reference go together")
     if args.outputs:
@@ -477,6 +472,7 @@ def save_annotations(args, pairs, preferences, choices):
 
 
 def report(args, pairs, preferences):
+    """Print wins, lengths and the two win rates, and at last the JSON object that other programs read."""
     judged = [p for p in preferences if p is not None]
     if not judged:
         raise ValueError(f"{args.judge} judged none of {len(pairs)} pairs, for the reasons above; is it a chat model?")
@@ -502,11 +498,13 @@ def rank(args):
     rivals = {"others": others_of(pairs)}
     if all("silences" in row for row in rows):  # in vitro, what stands after a question that nobody answers
         rivals["silences"] = [row["silences"] for row in rows]
+
+    # each model, against the rivals of each kind
     for path in map(model_folder, args.rank):
         model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
         for name, texts in rivals.items():
-            rivalled = [(*pair, others) for pair, others in zip(pairs, texts)]
-            result, n = rank_responses(model, tokenizer, rivalled), sum(map(len, texts))
+            compared = [(instruction, own, others) for (instruction, own), others in zip(pairs, texts)]
+            result, n = rank_responses(model, tokenizer, compared), sum(map(len, texts))
             if result["n_total"] < n:
                 print(f"{path}: {n - result['n_total']} of {n} comparisons are left out; they are longer than its "
                       f"context of {model.config.context} tokens", file=sys.stderr)

@@ -61,7 +61,7 @@ def fetch_model(repo: str, folder: Path):
 
     A second run on the same folder waits for the first.
     """
-    session, files_at = open_session(), f"{HUB}/{repo}/resolve/main"
+    session, files_at = open_hub(), f"{HUB}/{repo}/resolve/main"
 
     # 1. What the hub lists (up to 1,000 files): sizes, the SHA-256 of large files, git's SHA-1 of small ones.
     files = {}
@@ -137,6 +137,37 @@ def receive(session: requests.Session, url: str, file, size: int):
                               "check the network, then run this again") from None
 
 
+def open_hub() -> requests.Session:
+    """A session, if the environment's address and token can be used. Raises ValueError."""
+    check_url(HUB, "HF_ENDPOINT")
+    secret("HF_TOKEN")
+    return open_session()
+
+
+def get(session: requests.Session, url: str, **options) -> requests.Response:
+    """The answer to a GET, which has HF_TOKEN with it if it is the hub's. Raises OSError."""
+    auth = bearer(secret("HF_TOKEN") if url.startswith(HUB + "/") else None)
+    try:
+        response = session.get(url, auth=auth, timeout=TIMEOUT, **options)
+    except requests.RequestException as error:
+        raise OSError(f"{url} failed ({type(error).__name__}); check the network, then run this again") from None
+    if response.status_code in BUSY:
+        raise OSError(f"{url} answered {response.status_code}; wait a while, then run this again")
+    if not response.ok:
+        raise OSError(f"{url} answered {response.status_code}; check the name, and if access to it must be asked for, "
+                      "do so on its page and set HF_TOKEN to a token of yours")
+    return response
+
+
+def get_json(session: requests.Session, url: str, **options):
+    """The JSON value that a GET answers. Raises OSError."""
+    response = get(session, url, **options)
+    try:
+        return response.json()
+    except ValueError:
+        raise OSError(f"{url} answered no JSON but {response.content[:40]!r}; try again later") from None
+
+
 # HTTP, for judge.py, too
 
 def open_session(connect: int = 3) -> requests.Session:
@@ -150,32 +181,6 @@ def open_session(connect: int = 3) -> requests.Session:
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=256, max_retries=retry))
     return session
-
-
-def get(session: requests.Session, url: str, **options) -> requests.Response:
-    """The answer to a GET; the hub's with HF_TOKEN. Raises OSError, or ValueError if the environment is wrong."""
-    check_url(HUB, "HF_ENDPOINT")
-    auth = bearer(secret("HF_TOKEN") if url.startswith(HUB + "/") else None)
-    try:
-        response = session.get(url, auth=auth, timeout=TIMEOUT, **options)
-    except requests.RequestException as error:
-        raise OSError(f"{url} failed ({type(error).__name__}); check the network, then run this again") from None
-    if response.ok:
-        return response
-    remedy = ("check the name, and if access to it must be asked for, do so on its page and set HF_TOKEN to a token of "
-              "yours")
-    if response.status_code in BUSY:
-        remedy = "wait a while, then run this again"
-    raise OSError(f"{url} answered {response.status_code}; {remedy}")
-
-
-def get_json(session: requests.Session, url: str, **options):
-    """The JSON value that a GET answers. Raises OSError or ValueError."""
-    response = get(session, url, **options)
-    try:
-        return response.json()
-    except ValueError:
-        raise OSError(f"{url} answered no JSON but {response.content[:40]!r}; try again later") from None
 
 
 def secret(name: str) -> str | None:

@@ -15,47 +15,35 @@ import requests
 
 from data.common import check_fields, parse_json, read_jsonl, write_jsonl
 from data.format import check_dialogue
-from data.hub import HUB, get, get_json, open_session
+from data.hub import HUB, get, get_json, open_hub
 
 ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
 
 
-# What the rows of each source become: examples, one after the other
+# What a row of each source becomes: an example, or None to leave it out
 
 def dialogue(*texts: str) -> dict:
     roles = ("user", "assistant") * len(texts)
     return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts)]}
 
 
-def lima(rows):
-    for row in rows:
-        yield dialogue(*row["conversations"])
+def poem(row):
+    if row["poem name"] is not None:
+        return dialogue(f"Write a poem called {row['poem name']}", row["content"])
 
 
-def mbpp(rows):
-    for row in rows:
-        yield dialogue(row["text"], row["code"])
+def recipe(row):
+    ingredients = "".join(f" - {item}\n" for item in ast.literal_eval(row["Cleaned_Ingredients"]))
+    return dialogue(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
 
 
-def gsm(rows):
-    for row in rows:
-        yield dialogue(row["question"], row["answer"])
+def each(convert):
+    """The same for all rows of a source. Chess and AlpacaEval's difficulties take several rows for an example."""
+    return lambda rows: filter(None, map(convert, rows))
 
 
-def poetry(rows):
-    for row in rows:
-        if row["poem name"] is not None:
-            yield dialogue(f"Write a poem called {row['poem name']}", row["content"])
-
-
-def recipes(rows):
-    for row in rows:
-        ingredients = "".join(f" - {item}\n" for item in ast.literal_eval(row["Cleaned_Ingredients"]))
-        yield dialogue(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
-
-
-def chess(rows):
+def games(rows):
     """Games from lines of PGN: the players' strength as the instruction, the line of moves as the response."""
     white = black = None
     for row in rows:
@@ -67,11 +55,6 @@ def chess(rows):
         elif line.startswith("1. ") and white and black:
             yield dialogue(f"{white}\n{black}", line)
             white = black = None
-
-
-def alpaca_eval(rows):
-    for row in rows:
-        yield {"instruction": row["instruction"], "response": row["output"]}
 
 
 def difficulties(rows):
@@ -88,29 +71,27 @@ def difficulties(rows):
         yield examples[index]
 
 
-def val(rows):
-    for row in rows:
-        yield {"instruction": row["instruction"]}
-
-
 # The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; rows to examples
 SOURCES = [
-    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, lima),
-    ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374, mbpp),
-    ("gsm", ("openai/gsm8k", "main", "train"), 1000, gsm),
-    ("poetry", ("merve/poetry", "default", "train"), 571, poetry),
-    ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, recipes),
-    ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, chess),
-    ("eval", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json", 805, alpaca_eval),
+    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030,
+     each(lambda row: dialogue(*row["conversations"]))),
+    ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374,
+     each(lambda row: dialogue(row["text"], row["code"]))),
+    ("gsm", ("openai/gsm8k", "main", "train"), 1000, each(lambda row: dialogue(row["question"], row["answer"]))),
+    ("poetry", ("merve/poetry", "default", "train"), 571, each(poem)),
+    ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, each(recipe)),
+    ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, games),
+    ("eval", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json", 805,
+     each(lambda row: {"instruction": row["instruction"], "response": row["output"]})),
     ("difficulties", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv", 805, difficulties),
-    ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, val),
+    ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, each(lambda row: {"instruction": row["instruction"]})),
 ]
 CHECKS = {"eval": check_fields("instruction"), "val": check_fields("instruction"), "difficulties": lambda row: None}
 
 
 def fetch_data(folder: Path, sources=SOURCES):
     """Write the paper's datasets, each whole or not at all; those that are there stay. Raises ValueError or OSError."""
-    session = open_session()
+    session = open_hub()
     for name, source, count, convert in sources:
         path, check = folder / f"{name}.jsonl", CHECKS.get(name, check_dialogue)
         if path.exists():
@@ -165,11 +146,11 @@ def difficulties_of(instructions, folder: Path):
     try:
         for question, row in zip(asked, rows):
             known[question["instruction"]] = float(row["difficulty"])
-        for i in range(max(len(row["gamed"]) for row in rows)):  # model by model, as AlpacaEval has them
+        for i in range(len(rows[0]["gamed"])):  # model by model, as AlpacaEval has them
             for row in rows:
-                if i < len(row["gamed"]) and row["gamed"][i]["preference"] is not None:
-                    one = row["gamed"][i]
-                    gamed.append((float(one["preference"]), float(one["longer_by"]), float(row["difficulty"])))
+                answer = row["gamed"][i]
+                if answer["preference"] is not None:
+                    gamed.append((float(answer["preference"]), float(answer["longer_by"]), float(row["difficulty"])))
     except (ValueError, TypeError, LookupError):
         raise ValueError(f"{path} is not what make data writes; remove it, and make data writes it anew") from None
     if not known.keys() >= set(instructions):

