@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import device as machine
 from data.common import Journal, check_fields, clock, digest, read_json, read_jsonl, write_json
-from data.format import IGNORE, Tokenizer, encode
+from data.device import default_device, device_name
+from data.format import IGNORE, Tokenizer, dialogue, encode
 from data.hub import bearer, check_url, model_folder, open_session, secret
 from data.sources import difficulties_of
 from data.world import World, load_world
@@ -373,8 +373,7 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
     for instruction, own, rivals in rows:
         fits = []
         for text in [own, *rivals]:
-            messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": text}]
-            sequence = encode(tokenizer, messages, model.config.context + 1)
+            sequence = encode(tokenizer, dialogue(instruction, text), model.config.context + 1)
             if len(sequence[0]) <= model.config.context:
                 fits.append(sequence)
             elif not fits:  # the own response
@@ -444,7 +443,7 @@ def parse_arguments():
     parser.add_argument("--price-per-million", type=common.positive(float), help="of input tokens; shows the cost")
     parser.add_argument("--save", type=common.path, help="write AlpacaEval's annotations here")
     parser.add_argument("--pairs", type=common.path, default="data/world/eval.jsonl", help="what --rank ranks")
-    parser.add_argument("--device", type=machine.device_name, default=machine.default_device(), help="for --rank")
+    parser.add_argument("--device", type=device_name, default=default_device(), help="for --rank")
     args = parser.parse_args()
 
     # what cannot go together, and what would be overwritten
