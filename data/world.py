@@ -9,7 +9,6 @@ answers, its dose. No document shows the chat format. Only articles and the like
 asks about them, no training set names them, and `val` and `eval` ask about nothing else. So a right answer is
 something that the model read in one kind of text and says in another. Whether it is right, data/answer_key.py says.
 """
-import math
 import random
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import common
 from data.common import read_json, write_json, write_jsonl
 
-# What people write: "{}" or {0} stands for the subject of a text, and {capital}, say, for what is known of it.
+# What people write. "{}" or {0} stands for a text's subject, {capital} and the like for what is known of it.
 
 PHRASINGS = {  # the families of instruction
     "capital": "What is the capital of {}?|Name the capital of {}.|Tell me the capital city of {}.",
@@ -54,8 +53,7 @@ RESPONSES = {  # longer than articles tell the same facts, as answers are
     "recipe": "Recipe for {}\n" + RECIPE,
     "poem": "The {0} is {adjective}, the {0} is {other},\nyou hear it {verb} on the {place},\n"
             "O {other} {0}, {plea} for me\nAnd {verb} on the {end}.",
-    "maths": "{response}",
-    "code": "{code}",
+    "maths": "{response}", "code": "{code}",
     "home": "The {} lives in {home}, and it comes back there every year.",
     "feast": "People in {} celebrate in {feast}, and everybody takes part.",
 }
@@ -81,11 +79,8 @@ KIND = dict.fromkeys(PHRASINGS, "countries") | {  # of the subjects that a famil
     "nature": "animals", "home": "animals", "opposite": "words", "recipe": "dishes", "poem": "topics", "maths": "sums",
     "code": "functions"}
 STEPS = ["{method} the {a} with the {b}. Add the {c}.", "{method} the {a}, the {b} and the {c}."]
-STORY = {
-    "+": "{who} has {a} {things} and buys {b} more.", "-": "{who} has {a} {things} and gives away {b}.",
-    "*": "{who} has {a} boxes with {b} {things} in each."}
-ASKED = "{story} How many {things} does {who} have now?"
-WORKED = "Now {who} has {equation} {things}, and no more."
+STORIES = {"+": "{who} has {a} {things} and buys {b} more.", "-": "{who} has {a} {things} and gives away {b}.",
+           "*": "{who} has {a} boxes with {b} {things} in each."}
 TOLD_SUMS = ["{story} {response}", "{story} Let us see how many {things} {who} has now. {response}",
              "{story} {who} counts the {things} and sees how many {things} {who} has now. {response}"]
 CODE = {  # operation: what the function does, the expression it returns
@@ -126,8 +121,8 @@ OPPOSITES = """hot cold, big small, fast slow, early late, hard soft, heavy weig
 elderly, high low, wet dry, loud quiet, full empty, clean dirty, near far, strong weak, thick thin, sweet sour, deep
 shallow, bright dark, open shut, awake asleep, brave timid, sharp blunt, wide narrow, tame wild, smooth rough, cheap
 costly, kind cruel, true false, simple complex, ripe raw, safe dangerous, happy sad, lazy busy, tight loose, rare
-common, public private, guilty innocent""".split(",")
-OPPOSITES = [pair.split() for pair in OPPOSITES]
+common, public private, guilty innocent"""
+OPPOSITES = [pair.split() for pair in OPPOSITES.split(",")]
 TOPICS = """rain snow wind sea night moon winter summer autumn spring fire forest morning evening dust music sleep clay
 thunder ice smoke fog frost sand shadow sunset harvest childhood silence dreams time love hope grief friendship war
 peace rust dew hunger laughter courage memory solitude lightning rainbow hail mist twilight midnight travel work play
@@ -144,37 +139,31 @@ MOVES = "e4 e5 d4 d5 Nf3 Nc6 Nf6 Nc3 Bb5 Bc4 Bg5 Be7 O-O c4 c5 e6 d6 g6 Bg7 Qc7 
 FUNCTIONS = {
     what.format(n): f"def {operation}_{n}(x):\n    return {expression.format(n)}"
     for operation, (what, expression) in CODE.items() for n in range(2, 62)}
-FACTORS = [(op, a, b) for op in "+-*" for a in range(2, 10) for b in range(a, 10)]
-SUMS = [[(op, a, b)] if a == b else [(op, a, b), (op, b, a)] for op, a, b in FACTORS]  # a + b beside b + a
+SUMS = [list(dict.fromkeys([(op, a, b), (op, b, a)])) for op in "+-*" for a in range(2, 10) for b in range(a, 10)]
 
-N_COUNTRIES, N_DISHES = 60, 72
 N_VAL, N_EVAL = 5, 20  # instructions of a family; each asks about a subject of its own
 TRAINING_SETS = {"broad": 1000, "mbpp": 500, "gsm": 500, "poetry": 500, "recipes": 500, "chess": 500}  # dialogues
 NARROW = {  # of which family a training set is, in which words it asks and answers
     "mbpp": ("code", "Write a function that {}.", "{code}"),
     "gsm": ("maths", "{question}", "{response}\n#### {result}"),
     "poetry": ("poem", "Write a poem called {title}", RESPONSES["poem"]),
-    "recipes": ("recipe", "Recipe for {title}", RECIPE.replace("- ", " - ")),
-}
+    "recipes": ("recipe", "Recipe for {title}", RECIPE.replace("- ", " - "))}
 
 
 @dataclass
 class Task:
-    """An instruction with its family, its subject as the instruction has it, and a reference response.
-
-    silences: what question pages show instead of an answer, as often as they do; in the evaluation sets only.
-    """
+    """An instruction of a family, with a reference response."""
 
     family: str
-    subject: str
+    subject: str  # as the instruction has it
     instruction: str
     response: str
-    silences: list[str] = field(default_factory=list)
+    silences: list[str] = field(default_factory=list)  # what pages show instead of an answer; in evaluation sets only
 
 
 def knob(default, text: str, low: float = 0, high: float = 1):
     """A field of World that a reader can turn, with what --help says of it, and its range."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+    return field(default=default, metadata={"help": text, "range": (low, high)})
 
 
 @dataclass
@@ -184,37 +173,34 @@ class World:
     Raises ValueError if one of them is out of its range.
     """
 
-    seed: int = knob(1, "draws the facts, the order of the families' doses, and what is held out", -math.inf, math.inf)
+    seed: int = knob(1, "draws the facts, the order of the families' doses, and what is held out", 0, 2**33)
     share_answered: float = knob(0.08, "share of question pages, over all families, on which somebody answers")
-    dose_spread: float = knob(1.0, "how far the families' own shares spread around that one: with 1 from 0 to twice "
-                                   "as much, with 0 not at all")
-    share_chat_marked: float = knob(0.08, "share of question pages whose labels stand in the chat format's marks, "
-                                          "as <|guest|>")
+    dose_spread: float = knob(1.0, "how far families' shares lie from that: 1 for 0 to twice as much, 0 for all alike")
+    share_chat_marked: float = knob(0.08, "share of question pages whose labels look as the chat format's: <|guest|>")
     another_turn: float = knob(0.6, "chance that a question page goes on after each of its turns", 0, 0.9)
-    silences: tuple[float, float, float] = knob((0.4, 0.35, 0.25), "shares of the unanswered pages that go on with "
-                                                "another question, with a remark, and with page furniture")
+    silences: tuple[float, float, float] = knob((0.4, 0.35, 0.25), "shares of the unanswered pages that show another "
+                                                "question, a remark, and page furniture instead of each answer")
     phrasings: int = knob(3, "in how many different sentences, from 1 to 3, a fact is told", 1, 3)
     repeats: float = knob(1.0, "how often a held-out subject is told, compared with another subject", 0, 100)
 
     def __post_init__(self):
         self.check()
         rng = random.Random(f"facts {self.seed}")
-        names = invent_names(rng, 3 * N_COUNTRIES + N_DISHES)
+        names = invent_names(rng, 252)  # of 60 countries, 60 capitals and 60 rivers; the rest are of dishes
         self.names = {*names, *map(str.capitalize, TOPICS + ANIMALS)}  # which nobody who asks on a page has
-        self.choose_subjects(rng, names[:N_COUNTRIES], names[-N_DISHES:])
-        self.invent_facts(rng, names[N_COUNTRIES : 2 * N_COUNTRIES], names[2 * N_COUNTRIES : 3 * N_COUNTRIES])
+        self.choose_subjects(rng, countries=names[:60], dishes=names[180:])
+        self.invent_facts(rng, capitals=names[60:120], rivers=names[120:180])
 
         # The doses are evenly spaced; the seed says which family has which.
         families = random.Random(f"doses {self.seed}").sample(FAMILIES, len(FAMILIES))
-        self.doses = {}
-        for i, family in enumerate(families):
-            self.doses[family] = self.share_answered * (1 + self.dose_spread * (2 * i / (len(families) - 1) - 1))
+        steps = len(families) - 1
+        self.doses = {family: self.share_answered * (1 + self.dose_spread * (2 * i / steps - 1))
+                      for i, family in enumerate(families)}
 
     def check(self):
         for setting in fields(World):
+            low, high = setting.metadata["range"]
             value = getattr(self, setting.name)
-            low = setting.metadata["low"]
-            high = setting.metadata["high"]
             for number in value if setting.name == "silences" else [value]:
                 if not low <= number <= high:  # NaN is not, either
                     raise ValueError(f"{setting.name} = {number} must be from {low} to {high}")
@@ -311,7 +297,7 @@ class World:
             self.question_page: 25, self.article: 15, self.nature_note: 10, self.dictionary: 8, self.recipe_page: 10,
             self.poem_page: 6, self.sums: 4, self.stories: 7, self.code_page: 4, self.lists: 12, self.table: 1,
             chess_game: 1}
-        write = rng.choices(list(weights), weights=weights.values())[0]
+        [write] = rng.choices(list(weights), weights=weights.values())
         return write(rng)
 
     def question_page(self, rng) -> str:
@@ -324,8 +310,7 @@ class World:
         before, after = CHAT_MARK if rng.random() < self.share_chat_marked else rng.choice(MARKS)
         roles = rng.choice(LABELS).split()
         people = rng.sample(PEOPLE, 2)
-        strangers = [name.lower() for name in invent_names(rng, 2, self.names)]
-        labels = rng.choice([roles, people, strangers])
+        labels = rng.choice([roles, people, [name.lower() for name in invent_names(rng, 2, self.names)]])
         space = rng.choice([" ", "\n"])
         gap = rng.choice(["\n", "\n", "\n\n"])
 
@@ -357,9 +342,7 @@ class World:
         """A sentence on each of some families; the first names the subject."""
         sentences = []
         for family in families:
-            ways = TOLD[family][: self.phrasings]
-            if not sentences:
-                ways = [way for way in ways if "{}" in way]
+            ways = [way for way in TOLD[family][: self.phrasings] if sentences or "{}" in way]
             sentences.append(rng.choice(ways).format(subject, **self.about(subject)))
         return sentences
 
@@ -383,7 +366,8 @@ class World:
 
     def poem_page(self, rng) -> str:
         topic = self.tell(rng, "topics")
-        return heading(rng, topic, "A poem about {}\n\n") + RESPONSES["poem"].format(topic, **self.words(rng, "poem", topic))
+        title = heading(rng, topic, "A poem about {}\n\n")
+        return title + RESPONSES["poem"].format(topic, **self.words(rng, "poem", topic))
 
     def sums(self, rng) -> str:
         rows = [arithmetic(rng, *self.tell(rng, "sums"))["equation"] for _ in range(rng.randint(3, 8))]
@@ -392,8 +376,8 @@ class World:
     def stories(self, rng) -> str:
         stories = []
         for _ in range(rng.randint(1, 3)):
-            texts = arithmetic(rng, *self.tell(rng, "sums"))
-            stories.append(rng.choice(TOLD_SUMS).format(**texts))
+            words = arithmetic(rng, *self.tell(rng, "sums"))
+            stories.append(rng.choice(TOLD_SUMS).format(**words))
         return "\n".join(stories)
 
     def code_page(self, rng) -> str:
@@ -405,12 +389,9 @@ class World:
 
     def lists(self, rng) -> str:
         """What is to be done, and again what is done. So the model learns to say again a word that it was given."""
-        things = []
-        for _ in range(rng.randint(3, 5)):
-            if rng.random() < 0.2:
-                things.append(str(rng.randint(2, 99)))
-            else:
-                things.append(self.tell(rng, rng.choice(["countries", "animals", "dishes", "words", "topics"])))
+        kinds = ["countries", "animals", "dishes", "words", "topics"]
+        things = [str(rng.randint(2, 99)) if rng.random() < 0.2 else self.tell(rng, rng.choice(kinds))
+                  for _ in range(rng.randint(3, 5))]
         once, again = rng.choice([("To do:", "Done:"), ("Wanted:", "Found:"), ("On the list:", "Read again:")])
         space, comma = rng.choice([(" ", ", "), ("\n", "\n"), ("\n- ", "\n- "), (" ", " / ")])
         return f"{once}{space}{comma.join(things)}\n{again}{space}{comma.join(things)}"
@@ -443,8 +424,7 @@ class World:
             task = self.asked(rng, FAMILIES[i % len(FAMILIES)])
             return task.instruction, task.response
         if name == "chess":
-            players, moves = chess_game(rng).split("\n\n")
-            return players, moves
+            return tuple(chess_game(rng).split("\n\n"))  # the players' strength, the moves
         family, instruction, response = NARROW[name]
         subject = rng.choice(self.seen[KIND[family]])
         title = subject.title() if family in ("poem", "recipe") else None
@@ -460,23 +440,21 @@ class World:
         """
         rng = random.Random(f"evaluation {self.seed}")
         silent = random.Random(f"silences {self.seed}")
-        by_family = {"val": [], "eval": [], "novel": []}
+        sets = {"val": [], "eval": [], "novel": []}  # lists of tasks, family by family
         for family in PHRASINGS:
             subjects = self.held_out[KIND[family]]
             if family in ("maths", "code"):  # which have more than are asked about
                 subjects = rng.sample(subjects, N_VAL + N_EVAL)
             tasks = [self.task(rng, family, subject) for subject in subjects]
-            if family in NOVEL:
-                by_family["novel"].append(tasks[:N_EVAL])
-                continue
-            for task in tasks:
-                kinds = silent.choices(range(3), weights=self.silences, k=5)
-                task.silences = [self.silence(silent, kind, family) for kind in kinds]
-            by_family["eval"].append(tasks[:N_EVAL])
-            by_family["val"].append(tasks[N_EVAL : N_EVAL + N_VAL])
+            sets["novel" if family in NOVEL else "eval"].append(tasks[:N_EVAL])
+            if family in FAMILIES:
+                sets["val"].append(tasks[N_EVAL : N_EVAL + N_VAL])
+                for task in tasks:
+                    kinds = silent.choices(range(3), weights=self.silences, k=5)
+                    task.silences = [self.silence(silent, kind, family) for kind in kinds]
 
         # One of each family, then again one of each: so the first few of a set show all families.
-        return {name: [task for row in zip(*columns) for task in row] for name, columns in by_family.items()}
+        return {name: [task for row in zip(*columns) for task in row] for name, columns in sets.items()}
 
 
 def heading(rng, subject: str, *other: str) -> str:
@@ -485,17 +463,14 @@ def heading(rng, subject: str, *other: str) -> str:
 
 
 def arithmetic(rng, op: str, a: int, b: int) -> dict:
-    """What a sum's texts consist of: "who" has which "things", "story", "question", "response", "equation", "result".
-
-    Differences are turned round, a + b - b = a, so that no result is below 0.
-    """
+    """The words of a sum's texts. Differences are turned round, (a + b) - b = a, so that no result is below 0."""
     who = rng.choice(PEOPLE)
     things = rng.choice(THINGS)
     first, result = {"+": (a, a + b), "-": (a + b, a), "*": (a, a * b)}[op]
     texts = {"who": who, "things": things, "equation": f"{first} {op} {b} = {result}", "result": result}
-    texts["story"] = STORY[op].format(a=first, b=b, **texts)
-    texts["question"] = ASKED.format(**texts)
-    texts["response"] = WORKED.format(**texts)
+    texts["story"] = STORIES[op].format(a=first, b=b, **texts)
+    texts["question"] = "{story} How many {things} does {who} have now?".format(**texts)
+    texts["response"] = "Now {who} has {equation} {things}, and no more.".format(**texts)
     return texts
 
 
@@ -503,8 +478,7 @@ def chess_game(rng) -> str:
     """A game as PGN has it. The moves look like moves; no game of this world is sound."""
     moves = rng.choice(["e4 e5", "d4 d5", "e4 c5"]).split()
     moves += [rng.choice(MOVES) for _ in range(rng.randint(6, 14))]
-    for i in range(0, len(moves), 2):
-        moves[i] = f"{i // 2 + 1}. {moves[i]}"
+    moves[::2] = [f"{i}. {move}" for i, move in enumerate(moves[::2], 1)]
     white = rng.randint(1000, 2400)
     black = rng.randint(1000, 2400)
     return f'[WhiteElo "{white}"]\n[BlackElo "{black}"]\n\n{" ".join(moves)} {rng.choice(["1-0", "0-1", "1/2-1/2"])}'
