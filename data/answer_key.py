@@ -28,14 +28,10 @@ def grade(world: World, task: Task, output: str) -> tuple[float, float]:
     grade: content times the share of the output's characters that this run takes up. So an answer that stops has its
     content's worth, and one that runs on for ten turns a tenth of that.
     """
-    # Cut the output into what an answer consists of.
-    if task.family in LINES:
-        longest = LINES[task.family]
-        pieces = re.split(r"\n+", output.strip())
-    else:
-        longest = SENTENCES.get(task.family, 1)
-        pieces = re.split(r"\n+|(?<=[.?!]) ", output.strip())
-    pieces = [piece for piece in pieces if piece.strip()]
+    # Cut the output into what an answer consists of: lines, or sentences.
+    longest = LINES.get(task.family) or SENTENCES.get(task.family, 1)
+    ends = r"\n+" if task.family in LINES else r"\n+|(?<=[.?!]) "
+    pieces = [piece for piece in re.split(ends, output.strip()) if piece.strip()]
     n_characters = sum(map(len, pieces))
 
     # Any run of pieces may be the answer; the one that is worth most counts.
@@ -65,10 +61,8 @@ def content(world: World, task: Task, text: str) -> float:
     if task.family == "poem":
         return float(is_poem(text.split("\n"), task.subject))
 
-    # A recipe is a list of the dish's ingredients, the other families ask for facts.
-    if task.family == "opposite":
-        return float(says(world, text, "opposite", task.subject))
-    if subjects_in(world, task, text) - {task.subject.lower()}:
+    # A recipe lists ingredients, the other families ask for facts. An opposite is a subject of the same kind, too.
+    if task.family != "opposite" and subjects_in(world, task, text) - {task.subject.lower()}:
         return 0.0
     if task.family == "recipe":
         named = set(words_in(text, FOODS))
@@ -94,10 +88,8 @@ def says(world: World, text: str, family: str, subject: str) -> bool:
 
 def stands_under_another(world: World, task: Task, lines: list[str]) -> bool:
     """Whether the last line above a text that names a dish names another one than the task's."""
-    for line in reversed(lines):
-        if named := subjects_in(world, task, line):
-            return named != {task.subject.lower()}
-    return False
+    named = list(filter(None, (subjects_in(world, task, line) for line in lines)))
+    return bool(named) and named[-1] != {task.subject.lower()}
 
 
 def subjects_in(world: World, task: Task, text: str) -> set[str]:

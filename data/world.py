@@ -9,6 +9,7 @@ answers, its dose. No document shows the chat format. Only articles and the like
 asks about them, no training set names them, and `val` and `eval` ask about nothing else. So a right answer is
 something that the model read in one kind of text and says in another. Whether it is right, data/answer_key.py says.
 """
+import math
 import random
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -173,15 +174,15 @@ class World:
     Raises ValueError if one of them is out of its range.
     """
 
-    seed: int = knob(1, "draws the facts, the order of the families' doses, and what is held out", 0, 2**33)
+    seed: int = knob(1, "draws the facts, the order of the families' doses, and what is held out", 0, math.inf)
     share_answered: float = knob(0.08, "share of question pages, over all families, on which somebody answers")
-    dose_spread: float = knob(1.0, "how far families' shares lie from that: 1 for 0 to twice as much, 0 for all alike")
-    share_chat_marked: float = knob(0.08, "share of question pages whose labels look as the chat format's: <|guest|>")
+    dose_spread: float = knob(1.0, "how far families' own shares spread: 1 is from 0 to twice as much, 0 not at all")
+    share_chat_marked: float = knob(0.08, "share of question pages with labels in the chat format's marks: <|guest|>")
     another_turn: float = knob(0.6, "chance that a question page goes on after each of its turns", 0, 0.9)
     silences: tuple[float, float, float] = knob((0.4, 0.35, 0.25), "shares of the unanswered pages that show another "
                                                 "question, a remark, and page furniture instead of each answer")
     phrasings: int = knob(3, "in how many different sentences, from 1 to 3, a fact is told", 1, 3)
-    repeats: float = knob(1.0, "how often a held-out subject is told, compared with another subject", 0, 100)
+    repeats: float = knob(1.0, "how often held-out subjects are told of, for each time that another one is", 0, 100)
 
     def __post_init__(self):
         self.check()
@@ -227,9 +228,11 @@ class World:
         sums = rng.sample(SUMS, len(SUMS))[::-1]
         self.subjects["sums"] = [each for twins in sums for each in twins]
 
-        # The last are held out: as many as val and eval ask about, or a third. Opposites and sums go with their twins.
-        n_held_out = dict.fromkeys(self.subjects, N_VAL + N_EVAL) | {
-            "words": 26, "functions": len(FUNCTIONS) // 3, "sums": sum(map(len, sums[-len(SUMS) // 3 :]))}
+        # The last are held out: as many as val and eval ask about, or a third. Words go with their opposites, and
+        # a + b goes with b + a.
+        n_sums = sum(map(len, sums[-len(SUMS) // 3 :]))
+        n_held_out = dict.fromkeys(self.subjects, N_VAL + N_EVAL)
+        n_held_out |= {"words": 26, "functions": len(FUNCTIONS) // 3, "sums": n_sums}
         self.seen = {kind: subjects[: -n_held_out[kind]] for kind, subjects in self.subjects.items()}
         self.held_out = {kind: subjects[-n_held_out[kind] :] for kind, subjects in self.subjects.items()}
         self.told = {}
@@ -238,7 +241,7 @@ class World:
 
     def invent_facts(self, rng, capitals: list[str], rivers: list[str]):
         """.facts by family and subject, .recipes by dish, and .topics: the words for a poem on each."""
-        self.facts = {family: {} for family in TOLD} | {"code": FUNCTIONS}
+        self.facts = {family: {} for family in TOLD}
         for group in (self.seen, self.held_out):
             # A page about a country that is not held out names no animal or dish that is.
             dishes = rng.sample(group["dishes"], len(group["dishes"]))
@@ -282,6 +285,8 @@ class World:
         """What is to stand for the words in braces in a family's texts about a subject."""
         if family == "maths":
             return arithmetic(rng, *subject)
+        if family == "code":
+            return {"code": FUNCTIONS[subject]}
         if family == "recipe":
             (a, b, c), method = self.recipes[subject]
             return {"a": a, "b": b, "c": c, "steps": rng.choice(STEPS).format(a=a, b=b, c=c, method=method)}
@@ -427,9 +432,11 @@ class World:
             return tuple(chess_game(rng).split("\n\n"))  # the players' strength, the moves
         family, instruction, response = NARROW[name]
         subject = rng.choice(self.seen[KIND[family]])
-        title = subject.title() if family in ("poem", "recipe") else None
+        title = ""
+        if family == "recipe":
+            title = subject.title()
         if family == "poem":
-            title = f"{rng.choice(ADJECTIVES).title()} {title}"
+            title = f"{rng.choice(ADJECTIVES)} {subject}".title()
         words = self.words(rng, family, subject)
         return instruction.format(subject, title=title, **words), response.format(subject, **words)
 
@@ -505,7 +512,7 @@ def load_world(folder: Path) -> World:
         raise ValueError(f"{path}: expected the values of {', '.join(known)}; {remedy}")
     try:
         return World(**{name: kind(values[name]) for name, kind in known.items()})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
 
 

@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 from conftest import assert_refused, command
@@ -214,7 +214,7 @@ def test_an_answer_is_worth_its_share_of_the_facts_and_of_the_output(world, task
 
 
 def test_content_is_no_accident(world, tasks):
-    """Not by digits within digits, nor by repeating the question, nor by an answer about somebody else, nor by two."""
+    """Not by digits within digits, nor by repeating the question, nor by an answer about another, nor by two."""
     maths = of(tasks, "maths")
     result = re.findall(r"\d+", maths.response)[-1]
     assert grade(world, maths, f"Anna has 1{result} eggs.") == grade(world, maths, maths.instruction) == (0, 0)
@@ -227,17 +227,15 @@ def test_content_is_no_accident(world, tasks):
     assert grade(world, capital, f"The capital is {name} or {world.facts['capital'][other]}.") == (0, 0)
     code = of(tasks, "code")
     assert grade(world, code, code.response + "1") == (0, 0)
-
-
-def test_another_dishs_recipe_is_no_answer(world, tasks):
-    mine, other = [task for task in tasks if task.family == "recipe"][:2]
-    body = mine.response.split("\n", 1)[1]
-    assert grade(world, mine, f"Recipe for {other.subject}\n{body}") == (0, 0)
-    assert grade(world, mine, body)[0] == grade(world, mine, mine.response)[0] == 1
+    recipe, other = [task for task in tasks if task.family == "recipe"][:2]
+    ingredients = recipe.response.split("\n", 1)[1]
+    assert grade(world, recipe, ingredients)[0] == 1
+    assert grade(world, recipe, f"Recipe for {other.subject}\n{ingredients}") == (0, 0)
 
 
 def test_the_command_line_writes_the_sets_the_knobs_and_a_corpus(tmp_path, world):
     command("data/world.py", "--out", tmp_path, "--corpus", 20)
+    assert load_world(tmp_path) == world
     names = (*TRAINING_SETS, "val", "eval", "novel", "corpus")
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl" for name in names} | {"world.json"}
     assert [json.loads(line)["text"] for line in open(tmp_path / "corpus.jsonl")] == documents(20)
@@ -247,7 +245,7 @@ def test_the_command_line_writes_the_sets_the_knobs_and_a_corpus(tmp_path, world
 
 def test_a_folder_knows_its_world(tmp_path):
     command("data/world.py", "--out", tmp_path, "--seed", 5, "--repeats", 2, "--silences", 0.2, 0.3, 0.5)
-    assert load_world(tmp_path) == replace(World(seed=5, repeats=2.0), silences=(0.2, 0.3, 0.5))
+    assert load_world(tmp_path) == World(seed=5, repeats=2.0, silences=(0.2, 0.3, 0.5))
 
 
 @pytest.mark.parametrize("text", ['{"seed": 1}', "[]", '{"seed": "x"'])
