@@ -1,5 +1,6 @@
 """The machine: the names of its processors, and ways to be fast on each."""
 import platform
+import shutil
 import sys
 
 import torch
@@ -51,7 +52,10 @@ def to_device(tensor, device):
 
 
 def compile_layers(model):
-    """torch.compile each layer: they are alike, so the code is made once, where the whole model's would repeat it."""
+    """torch.compile each layer: they are alike, so the code is made once, where the whole model's would repeat it.
+    Raises ValueError if a CPU's code cannot be compiled here."""
+    if model.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("--compile on a CPU needs a C++ compiler, g++ or clang++; leave it out")
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
 

@@ -309,10 +309,6 @@ def test_a_cluster_that_sets_rank_is_not_taken_for_torchrun(data, tmp_path, monk
     assert run(data, tmp_path / "out", "--epochs", 1).returncode == 0
 
 
-def test_lengths_that_the_context_cuts_are_said(data, tmp_path):
-    assert "--max-length 2048 becomes 256" in run(data, tmp_path / "out", "--epochs", 1).stdout
-
-
 def test_an_experiment_trains_in_its_own_process(small_model, examples):
     """A callback after each epoch, no files, no printing; a second half goes on as if there had been no break."""
     weights = {name: weight.clone() for name, weight in small_model.state_dict().items()}
@@ -466,3 +462,8 @@ def test_each_epoch_ends_with_the_loss_on_held_out_dialogues(data, tmp_path, tok
     svg = ElementTree.parse(tmp_path / "out" / "loss.svg")
     points = [line.get("points").split() for line in svg.iter("{http://www.w3.org/2000/svg}polyline")]
     assert list(map(len, points)) == [9, 3] and points[0][-1].split(",")[0] == points[1][-1].split(",")[0]
+
+
+def test_compiling_without_a_compiler_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert_refused(run(data, tmp_path / "out", "--compile"), "--compile", "g++")
