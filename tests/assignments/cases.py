@@ -3,15 +3,15 @@
 Seed 0 is what the handout shows. Another seed is another world, other shapes, tokenizers, formats and constants of the
 same kinds, so hidden cases ask for nothing that visible ones do not.
 """
+import hashlib
 import json
 import math
 import random
 from functools import cache
 
 import numpy as np
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as BPE
 
+from bpe import byte_level, sentencepiece
 from data.world import World
 
 PAPER = {"eos_slope": 15 / 250, "repeat_penalty": 1.5}
@@ -19,7 +19,7 @@ PAPER = {"eos_slope": 15 / 250, "repeat_penalty": 1.5}
 
 def cases_of(question: str, seed: int) -> list[dict]:
     """[{"name", "call": a function of calls.py, "inputs"}, ...]"""
-    rng = np.random.RandomState(seed * 1009 + 7)
+    rng = np.random.RandomState(np.frombuffer(hashlib.sha256(f"{question} {seed}".encode()).digest(), np.uint32))
     return [{"name": name, "call": more[0] if more else question, "inputs": inputs}
             for name, inputs, *more in MAKERS[question](rng, seed)]
 
@@ -42,30 +42,6 @@ def files_of(assignment: int, seed: int) -> dict[str, bytes]:
 def named(tokenizer: str, seed: int) -> str:
     """A tokenizer's folder, which stands in no output together with its seed."""
     return tokenizer + "-hidden" * bool(seed)
-
-
-def byte_level(texts, size):
-    """As GPT-2's, but a merge may reach over the end of a line."""
-    bpe = BPE(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False, max_token_length=8))
-    return bpe
-
-
-def sentencepiece(texts, size):
-    """As Llama-2's: "▁" for spaces and before every text, bytes for unknown characters."""
-    bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
-    special = [AddedToken(token, normalized=False, special=True) for token in ("<s>", "</s>", "<unk>")]
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, show_progress=False, max_token_length=8,
-        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
-    return bpe
 
 
 def config(rng, **more):
@@ -103,8 +79,8 @@ def encode(rng, seed):
             tokenizer=tokenizer, messages=dialogue("One?", "Two.", "b", "b"), max_length=999,
             prompt=f"{end}: {{instruction}}\nA: ")
     yield "cut after the first response", dict(tokenizer=tokenizers[1], messages=turns, max_length=50)
-    for length in (1, 12, 33, 40 + seed % 9):
-        yield f"cut at {length} tokens", dict(tokenizer=tokenizers[0], messages=rows[6], max_length=length)
+    for kind, length in (("one token", 1), ("early", 12), ("later", 33), ("late", 40 + seed % 9)):
+        yield f"cut, {kind}", dict(tokenizer=tokenizers[0], messages=rows[6], max_length=length)
 
 
 def batch(rng, spec, lengths, scored):
@@ -209,7 +185,8 @@ def attend(rng, seed):
 def MLP(rng, seed):
     for i in range(2):
         shape = config(rng)
-        yield f"shape {i + 1}", dict(x=rng.randn(2, 3, shape["hidden_size"]), config=shape, seed=seed + i)
+        yield f"shape {i + 1}", dict(
+            x=rng.randn(2, 3, shape["hidden_size"]), config=shape, seed=int(rng.randint(10**6)))
     yield from whole(rng, seed, checkpoint(seed, "olmo", "llama2"))
 
 

@@ -3,6 +3,7 @@
     make check              # or: python tests/check/check.py
     make submission         # or: python tests/check/check.py --submission
 """
+import json
 import sys
 import zipfile
 from pathlib import Path
@@ -12,10 +13,9 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 from data import common
 
-import compare
-import plain
 import source
-from run_cases import Runner
+import tolerance
+from runner import Runner
 
 
 def check(assignment: dict, root: Path, runner: Runner) -> bool:
@@ -24,11 +24,11 @@ def check(assignment: dict, root: Path, runner: Runner) -> bool:
     files = {path: (root / path).read_bytes() for path in assignment["code"]}
     files |= {path: text.encode() for path, text in assignment["files"].items()}
     for number, question in enumerate(assignment["questions"], 1):
-        results, _ = runner.run(files, question["cases"])
-        wrong = [said for said in compare.marks(question["cases"], results, question["tolerance"]) if said]
-        n, first = len(results), [name for name in question["needs"] if name in not_right]
-        print(f"{assignment['number']}.{number} {question['name']}: {n - len(wrong)} of {n} cases right"
-              + f"; it calls {', '.join(first)}, not right yet" * bool(first), flush=True)
+        cases = question["cases"]
+        wrong = [said for said in tolerance.marks(cases, runner.run(files, cases), question["tolerance"]) if said]
+        first = [name for name in question["needs"] if name in not_right]
+        print(f"{assignment['number']}.{number} {question['name']}: {len(cases) - len(wrong)} of {len(cases)} cases "
+              "right" + f"; it calls {', '.join(first)}, not right yet" * bool(first), flush=True)
         for said in wrong[:5]:
             print(f"    {said}")
         if len(wrong) > 5:
@@ -39,22 +39,22 @@ def check(assignment: dict, root: Path, runner: Runner) -> bool:
 
 def check_files(assignment: dict, root: Path) -> list[str]:
     """The files to hand in. Raises ValueError where one is no Python, or where a function has other parameters."""
-    files = list(dict.fromkeys(name.split(":")[0] for name in assignment["signatures"]))
-    trees = {file: source.parse(file, (root / file).read_bytes()) for file in files}
-    for name, expected in assignment["signatures"].items():
-        file, function = name.split(":")
-        found = source.signature(trees[file], function)
+    for file, function, expected in assignment["signatures"]:
+        try:
+            found = source.signature((root / file).read_bytes(), function)
+        except ValueError as error:
+            raise ValueError(f"{file} is no Python: {error}") from None
         if found != expected:
             raise ValueError(f"{file}: {function} must be there and take ({expected}), found "
                              f"{'no such function' if found is None else f'({found})'}; put its signature back")
-    return files
+    return list(dict.fromkeys(file for file, *_ in assignment["signatures"]))
 
 
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--submission", action="store_true", help="pack the archive to hand in")
     args = parser.parse_args()
-    assignment = plain.loads((HERE / "visible.json").read_bytes())
+    assignment = json.loads((HERE / "visible.json").read_bytes())
     files = check_files(assignment, ROOT)
     with Runner() as runner:
         all_right = check(assignment, ROOT, runner)

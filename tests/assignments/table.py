@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
-    """functions: "FILE:FUNCTION", stripped from the handout; the first is asked for, others are its helpers.
+    """functions: "FILE:FUNCTION", all of one file; they are stripped from the handout.
 
     tolerance: the largest error that passes, as a share of the largest number of the value that is right (see
-    compare.py). needs: questions whose functions this one calls; in the handout they must be written first.
+    tolerance.py). needs: questions whose functions this one calls; in the handout they must be written first.
     """
 
     name: str
@@ -16,6 +16,14 @@ class Question:
     about: str
     tolerance: float = 0.0
     needs: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        return self.functions[0].split(":")[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(function.split(":")[1] for function in self.functions)
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,11 @@ class Assignment:
     @property
     def files(self) -> list[str]:
         """The files that students write in."""
-        return list(dict.fromkeys(function.split(":")[0] for q in self.questions for function in q.functions))
+        return list(dict.fromkeys(question.file for question in self.questions))
 
-    def functions(self, file: str) -> list[str]:
+    def functions(self, file: str) -> tuple[str, ...]:
         """The functions of a file that the handout has stripped."""
-        pairs = (function.split(":") for question in self.questions for function in question.functions)
-        return [function for where, function in pairs if where == file]
+        return tuple(name for question in self.questions if question.file == file for name in question.names)
 
 
 COMMON = ("LICENSE", "requirements.txt", "data/*.py", "data/README.md", "data/tiny/*")
