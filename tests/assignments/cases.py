@@ -14,6 +14,7 @@ import numpy as np
 from bpe import byte_level, sentencepiece
 from data.world import World
 
+TOKENIZERS = ("bytes", "bytes-without-bos", "sentencepiece")
 PAPER = {"eos_slope": 15 / 250, "repeat_penalty": 1.5}
 
 
@@ -31,17 +32,11 @@ def files_of(assignment: int, seed: int) -> dict[str, bytes]:
         return {}
     texts, files = [json.dumps(row["messages"]) for row in World(seed=seed + 3).training_set("broad", 60)], {}
     texts += ["A: Two.\n\n\nQ: é 日 🙂\n" * 3, "A:  b\n\n\n\nb"] * 30
-    for name, kind, bos in (("bytes", byte_level, 0), ("bytes-without-bos", byte_level, None),
-                            ("sentencepiece", sentencepiece, 0)):
+    for name, kind, bos in zip(TOKENIZERS, (byte_level, byte_level, sentencepiece), (0, None, 0)):
         config = {"vocab_size": 700, "bos_token_id": bos, "eos_token_id": 1}
-        files[f"tokenizers/{named(name, seed)}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
-        files[f"tokenizers/{named(name, seed)}/config.json"] = json.dumps(config).encode()
+        files[f"tokenizers/{name}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
+        files[f"tokenizers/{name}/config.json"] = json.dumps(config).encode()
     return files
-
-
-def named(tokenizer: str, seed: int) -> str:
-    """A tokenizer's folder, which stands in no output together with its seed."""
-    return tokenizer + "-hidden" * bool(seed)
 
 
 def config(rng, **more):
@@ -63,35 +58,35 @@ def dialogue(*texts):
 
 def encode(rng, seed):
     rows = [row["messages"] for row in World(seed=seed + 3).training_set("broad", 12)]
-    tokenizers = [named(kind, seed) for kind in ("bytes", "bytes-without-bos", "sentencepiece")]
     end = ("Q", "Human", "Ask")[seed % 3]
     turns = rows[3] + rows[4] + rows[5]
-    for tokenizer, messages in zip(tokenizers, rows):
+    for tokenizer, messages in zip(TOKENIZERS, rows):
         yield f"one turn, {tokenizer}", dict(tokenizer=tokenizer, messages=messages, max_length=999)
-    for tokenizer in tokenizers:
+    for tokenizer in TOKENIZERS:
         yield f"three turns, {tokenizer}", dict(tokenizer=tokenizer, messages=turns, max_length=999)
-    yield "empty instructions", dict(tokenizer=tokenizers[0], messages=turns, max_length=999, blank=True)
+    yield "empty instructions", dict(tokenizer=TOKENIZERS[0], messages=turns, max_length=999, blank=True)
     strange = dialogue("  <|user|>\nWho? \n", "\n\nI said </s> and <s>.\n  é 日本 🙂 \n")
-    for tokenizer in tokenizers:
+    for tokenizer in TOKENIZERS:
         yield f"white space and strange text, {tokenizer}", dict(
             tokenizer=tokenizer, messages=strange, max_length=999)
         yield f"a format that ends in a space, {tokenizer}", dict(
             tokenizer=tokenizer, messages=dialogue("One?", "Two.", "b", "b"), max_length=999,
             prompt=f"{end}: {{instruction}}\nA: ")
-    yield "cut after the first response", dict(tokenizer=tokenizers[1], messages=turns, max_length=50)
+    yield "cut after the first response", dict(tokenizer=TOKENIZERS[1], messages=turns, max_length=50)
     for kind, length in (("one token", 1), ("early", 12), ("later", 33), ("late", 40 + seed % 9)):
-        yield f"cut, {kind}", dict(tokenizer=tokenizers[0], messages=rows[6], max_length=length)
+        yield f"cut, {kind}", dict(tokenizer=TOKENIZERS[0], messages=rows[6], max_length=length)
 
 
-def batch(rng, spec, lengths, scored):
-    """(ids, labels), padded on the right; a share of the labels is scored."""
-    width, V = max(lengths), spec["config"]["vocab_size"]
-    ids, labels = np.zeros((len(lengths), width), int), np.full((len(lengths), width), -100)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = rng.randint(2, V, length)
-        kept = rng.rand(length) < scored
-        labels[row, :length][kept] = ids[row, :length][kept]
-    return ids, labels
+def examples(rng, spec, lengths, scored: float):
+    """(ids, labels) pairs as lists; a share of the labels is scored. The second begins as the first does."""
+    pairs = []
+    for length in lengths:
+        ids = rng.randint(2, spec["config"]["vocab_size"], length + int(rng.randint(3)))
+        if len(pairs) == 1:
+            n_alike = min(len(ids), len(pairs[0][0]), 3)
+            ids[:n_alike] = pairs[0][0][:n_alike]
+        pairs.append([ids.tolist(), np.where(rng.rand(len(ids)) < scored, ids, -100).tolist()])
+    return pairs
 
 
 def summed_loss(rng, seed):
@@ -100,20 +95,19 @@ def summed_loss(rng, seed):
                                   ("few scored", [14, 6, 3, 20], 0.15), ("nothing scored", [4, 7], 0.0)]:
         for tied in (True, False):
             spec = model(rng, tie_word_embeddings=tied)
-            ids, labels = batch(rng, spec, [length + int(rng.randint(3)) for length in lengths], scored)
-            yield f"{name}, {'tied' if tied else 'own'} vocabulary matrix", dict(model=spec, ids=ids, labels=labels)
+            yield f"{name}, {'tied' if tied else 'own'} vocabulary matrix", dict(
+                model=spec, examples=examples(rng, spec, lengths, scored))
 
 
 def accumulate_gradient(rng, seed):
-    spec, examples = model(rng), []
+    spec, pairs = model(rng), []
     for length in [5, 9, 26, 3, 12, 18, 7]:
-        ids, labels = batch(rng, spec, [length + int(rng.randint(2))], rng.choice([0.2, 0.6, 0.9]))
-        labels[0, -1] = ids[0, -1]
-        examples.append([ids[0].tolist(), labels[0].tolist()])
+        [(ids, labels)] = examples(rng, spec, [length], rng.choice([0.2, 0.6, 0.9]))
+        pairs.append([ids, labels[:-1] + ids[-1:]])
     for budget in (10000, 60, 30, 20, 1):
-        yield f"cut into batches of at most {budget} tokens", dict(model=spec, examples=examples, token_budget=budget)
-    yield "one example", dict(model=spec, examples=examples[2:3], token_budget=100)
-    yield "two steps are added", dict(model=spec, examples=examples[:4], token_budget=25, times=2)
+        yield f"cut into batches of at most {budget} tokens", dict(model=spec, examples=pairs, token_budget=budget)
+    yield "one example", dict(model=spec, examples=pairs[2:3], token_budget=100)
+    yield "two steps are added", dict(model=spec, examples=pairs[:4], token_budget=25, times=2)
 
 
 def learning_rate(rng, seed):
@@ -176,9 +170,10 @@ def attend(rng, seed):
         q, k, v = (rng.randn(2, heads, T, D) * 2 for heads in (kv_heads * groups, kv_heads, kv_heads))
         yield f"causal, {name}", dict(q=q, k=k, v=v, mask=None, dtype=dtype)
         k, v = (rng.randn(2, kv_heads, T + 5, D) * 2 for _ in "kv")
-        lengths = np.array([2, 5])[:, None] + np.arange(T)  # (B, T)
-        mask = np.arange(T + 5) <= np.tile(lengths, groups)[..., None]  # (B, groups * T, S)
-        yield f"with a mask, {name}", dict(q=q, k=k, v=v, mask=mask[:, None], dtype=dtype)
+        lengths = np.array([2, 4])[:, None] + np.arange(T)  # (B, T)
+        mask = np.arange(T + 5) <= lengths[..., None]  # (B, T, S)
+        yield f"with a mask for each row, {name}", dict(q=q, k=k, v=v, mask=mask, dtype=dtype)
+        yield f"with one mask for all, {name}", dict(q=q, k=k, v=v, mask=mask[1:], dtype=dtype)
     yield from whole(rng, seed, checkpoint(seed, "smollm2", "mistral"))
 
 
@@ -230,7 +225,7 @@ def generate(rng, seed):
     yield "sampled from a nucleus of one", dict(
         model=spec, prompts=ask(5, 2), max_new_tokens=12, temperature=1.0, top_p=1e-6)
     yield "longer than the cache is at first", dict(
-        model=spec, prompts=ask(11, 3), max_new_tokens=14 + seed % 9, cache_block=4)
+        model=spec, prompts=ask(11, 3), max_new_tokens=14 + seed % 9, block=4)
     small = model(rng, max_position_embeddings=24)
     yield "until the context is full", dict(model=small, prompts=ask(20, 5), max_new_tokens=99)
     yield "no room to answer", dict(model=small, prompts=ask(3, 24), max_new_tokens=4)
@@ -302,17 +297,16 @@ def rank_responses(rng, seed):
     pairs += [[m["content"] for m in row["messages"]] for row in world.training_set("broad", 9)]
     rows = [[*pair, [other for _, other in mix.sample(pairs, 3)]] for pair in pairs]
     rows = [[asked, own, [text for text in rivals if text != own]] for asked, own, rivals in rows]
-    plain = named("bytes", seed)
-    for tokenizer in (plain, named("sentencepiece", seed)):
+    for tokenizer in ("bytes", "sentencepiece"):
         spec = model(rng, vocab_size=700, max_position_embeddings=220)
         yield f"a random model, {tokenizer}", dict(tokenizer=tokenizer, rows=rows, context=220, model=spec)
     a, b, c = world.subjects["countries"][:3]
     easy = [[a, a, [b, c]], [a, b, [a, b]], [c, c, [c]]]
-    yield "a model that repeats the prompt; ties", dict(tokenizer=plain, rows=easy, context=99)
+    yield "a model that repeats the prompt; ties", dict(tokenizer="bytes", rows=easy, context=99)
     long = [[b, b, [c, "long " * 60]], ["long " * 60, b, [a]], [a, "long " * 60, [b, c]]]
-    yield "texts that do not fit are left out", dict(tokenizer=plain, rows=easy + long, context=99)
-    yield "nothing fits", dict(tokenizer=plain, rows=long[1:], context=99)
-    yield "no finite likelihood", dict(tokenizer=plain, rows=easy, context=99, broken=True)
+    yield "texts that do not fit are left out", dict(tokenizer="bytes", rows=easy + long, context=99)
+    yield "nothing fits", dict(tokenizer="bytes", rows=long[1:], context=99)
+    yield "no finite likelihood", dict(tokenizer="bytes", rows=easy, context=99, broken=True)
 
 
 MAKERS = {maker.__name__: maker for maker in (

@@ -55,7 +55,8 @@ FP32, GRADIENT, EXACT = 1e-4, 1e-3, 1e-9
 ASSIGNMENTS = {assignment.number: assignment for assignment in [
     Assignment(1, "The mask", "softmax, cross-entropy, gradient descent; some PyTorch", (
         Question("encode", 35, ("data/format.py:encode",), "a dialogue as tokens, and which of them are scored"),
-        Question("summed_loss", 25, ("train.py:summed_loss",), "the loss on scored tokens", GRADIENT),
+        Question("summed_loss", 25, ("train.py:collate", "train.py:summed_loss"),
+                 "a batch, and its loss on scored tokens", GRADIENT),
         Question("accumulate_gradient", 25, ("train.py:accumulate_gradient",),
                  "the gradient of a step, however it is cut", GRADIENT, ("summed_loss",)),
         Question("learning_rate", 15, ("train.py:learning_rate",), "the schedule", EXACT),
