@@ -1,10 +1,13 @@
-"""Llama (Touvron et al., 2023), and with it Mistral and OLMo, in one file.
+"""Llama (Touvron et al., 2023), and with it Mistral and OLMo, in one file: the base models of the paper (section 3).
 
     model = Llama.from_pretrained("data/tiny")
     logits = model(ids)                  # (B, T) int64 -> (B, T, V)
     model.save_pretrained("out/copy")    # config.json and model.safetensors
 
-Modules have the names that model hubs use, so a checkpoint's tensors load by name.
+Modules have the names that model hubs use, so a checkpoint's tensors load by name. Letters in comments on shapes:
+
+    B rows of a batch    T tokens of a row    S keys that a row's tokens may see    N tokens of a batch, each once
+    C hidden_size    H query heads    D head_dim    V vocab_size
 """
 import math
 from dataclasses import dataclass, replace
@@ -48,17 +51,13 @@ class Config:
 
     @property
     def context(self) -> int:
-        """The most tokens that a sequence may have."""
+        """How many tokens a sequence may have."""
         return self.max_position_embeddings
 
     @classmethod
     def from_json(cls, path) -> "Config":
         """Read a config.json. Raises FileNotFoundError, or ValueError naming a missing, wrong or unsupported key."""
         return read_config(path, cls)
-
-    def to_json(self) -> str:
-        """The text of a config.json that transformers and other readers of the hub's layout understand."""
-        return config_text(self)
 
 
 class RMSNorm(nn.Module):
@@ -121,30 +120,136 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
-def attend(q, k, v, mask=None):
+def visible(positions, n_keys: int, window: int | None = None):
+    """Which keys a query may see: up to its own position, and with a window only the last `window` of these.
+
+    positions: (B or 1, T) integers, of the queries. The keys have the positions 0 to n_keys - 1. Returns
+    (B or 1, T, n_keys) bool.
+    """
+    distance = positions[..., None] - torch.arange(n_keys, device=positions.device)  # (B or 1, T, S), in tokens back
+    if window is None:
+        return distance >= 0
+    return (distance >= 0) & (distance < window)
+
+
+def attend_slowly(q, k, v, mask):
     """softmax(q k^T / sqrt(D)) v, the softmax over the keys that a query may see (Vaswani et al., 2017).
 
     q: (B, H, T, D). k, v: (B, n_kv_heads, S, D), where H is a multiple of n_kv_heads and query head h uses key head
-    h // (H / n_kv_heads). mask: (B or 1, 1, H / n_kv_heads * T, S) bool, True where a query may see a key; its third
-    dimension runs over the query heads that share keys, and within each over T. None: S = T, and query t sees
-    keys 0 to t. Returns (B, H, T, D), in the type of q.
+    h // (H / n_kv_heads). mask: (B or 1, T, S) bool, from `visible`. Returns (B, H, T, D). `attend` must equal this.
     """
-    if mask is not None:  # query heads that share keys become rows of one, so that a long cache is read once for all
-        rows = q.reshape(*k.shape[:2], mask.shape[2], -1)  # (B, n_kv_heads, H / n_kv_heads * T, D)
+    n_sharing = q.shape[1] // k.shape[1]
+    k = k.repeat_interleave(n_sharing, dim=1)  # (B, H, S, D)
+    v = v.repeat_interleave(n_sharing, dim=1)  # (B, H, S, D)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, H, T, S)
+    scores = scores.masked_fill(~mask[:, None], -math.inf)
+    return scores.softmax(dim=3) @ v
+
+
+def attend(q, k, v, mask=None):
+    """`attend_slowly` by PyTorch's kernels: FlashAttention (Dao, 2023) on a GPU.
+
+    mask: None for the causal case, where S = T and query t sees keys 0 to t. Returns (B, H, T, D), in the type of q.
+    """
+    B, H, T, D = q.shape
+    n_kv_heads = k.shape[1]
+
+    # With a mask, the query heads that share a key head become more rows of it: a long cache is read once for all.
+    if mask is not None:
+        n_sharing = H // n_kv_heads
+        rows = q.reshape(B, n_kv_heads, n_sharing * T, D)
+        mask = mask.repeat(1, n_sharing, 1)[:, None]  # (B or 1, 1, n_sharing * T, S)
         return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(q.shape)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # CPUs are faster at it in fp32
+
+    # CPUs are faster at the causal kernel in fp32.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n_kv_heads < H)
+
+
+class KVCache:
+    """The keys and values of the tokens so far, so that every token goes through the model once.
+
+    Each row of the batch has a length of its own: its next token comes behind its last one, over what padding left
+    there. keys[i] and values[i] are layer i's, (B, n_kv_heads, n_slots, D). lengths: (B,) int64, how many slots of each
+    row are filled; longest: the largest of them.
+    """
+
+    BLOCK = 128  # slots that `grow` adds
+
+    def __init__(self, model: "Llama", batch_size: int, n_slots: int):
+        config, weight = model.config, model.model.embed_tokens.weight
+        shape = (batch_size, config.num_key_value_heads, n_slots, config.head_dim)
+        self.keys = [weight.new_zeros(shape) for _ in model.model.layers]
+        self.values = [weight.new_zeros(shape) for _ in model.model.layers]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        self.longest = 0
+
+    @property
+    def n_slots(self) -> int:
+        return self.keys[0].shape[2]
+
+    def reserve(self, n_tokens: int):
+        """Choose the slots of each row's next tokens. Returns their positions, (B, n_tokens), and the number of keys
+        that attention will read."""
+        device = self.lengths.device
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
+        self.positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)  # (B, n_tokens)
+        # Behind the longest row there is nothing to read. A GPU reads it all the same, once the prompts are in: the
+        # steps that it records (see data/device.py) need one shape.
+        self.n_keys = self.longest + n_tokens
+        if self.longest and device.type == "cuda":
+            self.n_keys = self.n_slots
+        return self.positions, self.n_keys
+
+    def append(self, layer: int, k, v):
+        """Write a layer's new keys and values, (B, n_kv_heads, n_tokens, D), into the slots that `reserve` chose.
+
+        Returns the keys and values that attention reads, (B, n_kv_heads, S, D).
+        """
+        self.keys[layer][self.rows, :, self.positions] = k.transpose(1, 2)
+        self.values[layer][self.rows, :, self.positions] = v.transpose(1, 2)
+        return self.keys[layer][:, :, : self.n_keys], self.values[layer][:, :, : self.n_keys]
+
+    def advance(self, n_tokens):
+        """Count the tokens that the model has now read. n_tokens: (B,) int64, or an int for all rows alike."""
+        self.lengths += n_tokens  # in place: a recorded step reads this tensor
+        self.longest += int(torch.as_tensor(n_tokens).max())
+
+    def keep(self, rows):
+        """Drop all but some rows of the batch. rows: (n,) int64."""
+        self.lengths = self.lengths[rows]
+        self.longest = int(self.lengths.max())
+        for i in range(len(self.keys)):  # layer by layer: then two copies of one layer are held, not of all
+            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
+
+    def grow(self):
+        """Add BLOCK empty slots to every row."""
+        for i in range(len(self.keys)):
+            self.keys[i] = F.pad(self.keys[i], (0, 0, 0, self.BLOCK))
+            self.values[i] = F.pad(self.values[i], (0, 0, 0, self.BLOCK))
+
+
+def take(x, index):
+    """The vectors of x, (..., C), at places of its first dimensions taken as one. Returns (*index.shape, C).
+
+    The same as x.flatten(0, -2)[index], whose gradient PyTorch computes more slowly.
+    """
+    return x.flatten(0, -2).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads."""
+    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads.
 
-    def __init__(self, config: Config):
+    layer: the number of its layer, from 0.
+    """
+
+    def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim, self.clip = config.head_dim, config.clip_qkv
+        self.layer, self.clip = layer, config.clip_qkv
+        self.n_heads, self.n_kv_heads, self.head_dim = (
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self.q_proj = nn.Linear(config.hidden_size, self.n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
@@ -153,31 +258,35 @@ class Attention(nn.Module):
     def project(self, x):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
-    def forward(self, x, cos, sin, cache, at, mask, needed):
-        """x: (B, T, C). cos, sin: (1 or B, T, 1, D/2). cache: None or two (B, n_kv_heads, S, D). at: None or the rows
-        and columns of the cache where the new keys go, which broadcast to (B, T). mask: None for causal, or as `attend`
-        has it. Returns (B, T, C). needed: None, or what `needed_tokens` returns; then x is (N, C), and so is what is
-        returned."""
+    def forward(self, x, cos, sin, mask=None, cache=None, shared=None):
+        """x: (B, T, C). cos, sin: (B or 1, T, 1, D/2), from `rotary_angles`. mask: (B or 1, T, S) bool, from `visible`;
+        None: causal. cache: a KVCache, or None. shared: None, or (index, places) as `Llama.hidden` has them; then x is
+        (1, N, C). Returns the shape of x."""
+        # Each token's queries, keys and values. If rows share their beginnings, each row gets its tokens back here.
         q, k, v = self.project(x)
-        if needed is not None:
-            where, number = needed
-            q, k, v = (t.index_select(0, number.flatten()).view(*number.shape, -1) for t in (q, k, v))  # (B, T, ...)
-        B, T, _ = q.shape
+        if shared is not None:
+            index, places = shared
+            q, k, v = take(q, index), take(k, index), take(v, index)  # (1, N, ...) -> (B, T, ...)
         if self.clip:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
+
+        # Queries and keys are turned by their positions.
+        B, T, _ = q.shape
         q = rotate(q.view(B, T, self.n_heads, self.head_dim), cos, sin)
         k = rotate(k.view(B, T, self.n_kv_heads, self.head_dim), cos, sin)
         v = v.view(B, T, self.n_kv_heads, self.head_dim)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or n_kv_heads, T, D)
+
+        # With a cache, the keys and values of the earlier tokens come before these.
         if cache is not None:
-            keys, values = (t.transpose(1, 2) for t in cache)  # (B, S, n_kv_heads, D) each
-            keys[at], values[at] = k, v  # each row at its own length, over what padding left there
-            if mask is not None:
-                k, v = keys[:, : mask.shape[3]], values[:, : mask.shape[3]]
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, -1)
-        if needed is not None:
-            y = y.flatten(0, 1).index_select(0, where)  # (N, n_heads * D)
-        return self.o_proj(y)  # (B, T, C) or (N, C)
+            k, v = cache.append(self.layer, k, v)  # (B, n_kv_heads, S, D)
+
+        # Each query reads the values of the keys that it may see.
+        y = attend(q, k, v, mask)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, self.n_heads * self.head_dim)
+        if shared is not None:
+            y = take(y, places)  # (B, T, H * D) -> (1, N, H * D)
+        return self.o_proj(y)
 
 
 class MLP(nn.Module):
@@ -199,35 +308,16 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each on a normed copy of the residual stream and added to it. Arguments as for Attention."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
         self.input_layernorm = norm(config)
         self.post_attention_layernorm = norm(config)
 
-    def forward(self, x, cos, sin, cache, at, mask, needed):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, at, mask, needed)
+    def forward(self, x, cos, sin, mask=None, cache=None, shared=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, shared)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-
-def needed_tokens(ids, wanted):
-    """The tokens to compute where only some outputs are wanted: none behind a row's last wanted one, and the tokens
-    with which several rows begin once, since a token's output depends on it and those before it alone.
-
-    ids: (B, T) int64. wanted: (B, T) bool. Returns where, (N,) int64, the places of these tokens in ids.flatten(), and
-    number, (B, T) int64: which of the N stands for a token (any, for one that is not needed). N is at least 1.
-    """
-    rows = torch.arange(len(ids), device=ids.device, dtype=torch.int32)[:, None]  # (B, 1)
-    n_wanted = wanted.cumsum(1)
-    used = wanted | (n_wanted < n_wanted[:, -1:])  # (B, T), True up to a row's last wanted token
-    used[0, 0] = True
-    alike = (ids[:, None] != ids).cumsum(2) == 0  # (B, B, T), True where two rows are equal up to a token
-    # (B, T), the first row like this one that uses the token: the rows count down, so one number is the largest
-    first = ((alike & used) * (len(ids) - rows)).argmax(1)
-    computed = used & (first == rows)
-    number = (computed.flatten().cumsum(0) - 1).view(ids.shape).gather(0, first)  # (B, T)
-    return computed.flatten().nonzero()[:, 0], number
 
 
 class Llama(nn.Module):
@@ -241,10 +331,10 @@ class Llama(nn.Module):
         embedding = torch.zeros(config.vocab_size, config.hidden_size)
         self.model = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding.from_pretrained(embedding, freeze=False),
-            layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
+            layers=nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers)),
             norm=norm(config),
         ))
-        self.gradient_checkpointing = False  # keep each layer's input alone for backward, and compute the rest again
+        self.gradient_checkpointing = False  # True: keep only each layer's input for backward, compute the rest again
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -257,54 +347,46 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
-    def hidden(self, ids, cache=None, start=None, wanted=None):
+    def hidden(self, ids, cache=None, shared=None, wanted=None):
         """The normed output of the last layer. ids: (B, T) int64. Returns (B, T, C).
 
-        Rows are padded on the right: with causal attention a token cannot see those after it, so padding needs
-        no mask. cache: from `new_cache`, written in place. start: (B,) int64, how many tokens of each row the
-        cache already holds; None for the first call on a cache.
-        wanted: (B, T) bool, without a cache: return the outputs there alone, (N wanted, C), and compute no token that
-        they do not need.
+        Rows are padded on the right: with causal attention a token cannot see those after it, so padding needs no mask.
+        cache: a KVCache. The tokens come behind those that it holds; afterwards the caller advances it.
+        shared: (index, places), if rows begin alike and each beginning is computed once (train.py's `collate` shows an
+        example). ids is then (1, N), the batch's different tokens; index, (B, T), says which of them each place of a
+        row has, and places, (1, N), where in the rows, taken as one, each of them can be found. Returns (1, N, C).
+        wanted: (n,) int64, places in ids.flatten(): only their outputs are normed and returned, (n, C).
         """
-        T, window, mask, needed = ids.shape[1], self.config.sliding_window, None, None
-        positions = torch.arange(T, device=ids.device)  # (T,)
-        if start is not None:
-            positions = start[:, None] + positions  # (B, T)
-        at = torch.arange(len(ids), device=ids.device)[:, None], positions  # (B, 1), (B or 1, T)
-        if start is not None or (window and T > window):
-            S = T if start is None else cache[0][0].shape[2]
-            if start is not None and ids.device.type == "cpu":  # not on a GPU, whose recorded steps need one shape
-                S = positions.max().item() + 1  # behind the longest row the cache is empty
-            slots = torch.arange(S, device=ids.device)  # (S,)
-            groups = self.config.num_attention_heads // self.config.num_key_value_heads
-            last = positions.repeat(1, groups)[..., None]  # (B or 1, groups * T, 1)
-            mask = (slots <= last)[:, None]  # (B or 1, 1, groups * T, S)
-            if window:
-                mask &= (slots > last - window)[:, None]
+        # 1. Each token's position in its row, and how many keys the row has.
+        T = ids.shape[1] if shared is None else shared[0].shape[1]
+        positions = torch.arange(T, device=ids.device)[None]  # (1, T)
+        n_keys = T
+        if cache is not None:
+            positions, n_keys = cache.reserve(T)  # (B, T)
+
+        # 2. Which keys it sees. If all keys are new and no window hides any, attention is causal and needs no mask.
+        window, mask = self.config.sliding_window, None
+        if n_keys > T or (window and T > window):
+            mask = visible(positions, n_keys, window)  # (B or 1, T, S)
+
+        # 3. The layers, each of which adds to the residual stream x.
         cos, sin = rotary_angles(positions, self.config)
-        if wanted is not None:
-            needed = where, number = needed_tokens(ids, wanted)
-            ids, wanted = ids.flatten()[where], number[wanted]  # (N,), (N wanted,)
-        x = self.model.embed_tokens(ids)  # (B, T, C) or (N, C)
-        for i, layer in enumerate(self.model.layers):
+        x = self.model.embed_tokens(ids)  # (B, T, C)
+        for layer in self.model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, None, None, mask, needed, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, cache, shared, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, cache and cache[i], at, mask, needed)
-        return self.model.norm(x if wanted is None else x.index_select(0, wanted))
+                x = layer(x, cos, sin, mask, cache, shared)
+        if wanted is not None:
+            x = take(x, wanted)  # (n, C)
+        return self.model.norm(x)
 
     def logits(self, h):
         """Next-token logits of hidden states. (..., C) -> (..., V)."""
         return F.linear(h, self.head.weight)
 
-    def forward(self, ids, cache=None, start=None):
-        return self.logits(self.hidden(ids, cache, start))  # (B, T, V)
-
-    def new_cache(self, batch_size: int, length: int):
-        """An empty key/value cache: for each layer two tensors, (batch_size, n_kv_heads, length, head_dim)."""
-        weight = self.model.embed_tokens.weight
-        shape = (batch_size, self.config.num_key_value_heads, length, self.config.head_dim)
-        return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
+    def forward(self, ids, cache=None):
+        return self.logits(self.hidden(ids, cache))  # (B, T, V)
 
     def init_weights(self, generator=None):
         """Random weights for pretraining: normal, 0.02, less where a layer adds to the residual (GPT-2)."""
@@ -341,4 +423,4 @@ class Llama(nn.Module):
         dtype = dtype or self.model.embed_tokens.weight.dtype
         save_tensors(Path(path) / "model.safetensors", tensors or self.state_dict(), {"format": "pt"}, dtype)
         config = replace(self.config, dtype=str(dtype).removeprefix("torch."))
-        write_text(Path(path) / "config.json", config.to_json())
+        write_text(Path(path) / "config.json", config_text(config))

@@ -10,8 +10,9 @@ import argparse
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from data import common  # first: Ctrl-C is quiet from here on
 
@@ -19,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import checkpoint as runs
-from data import device as machine
 from data import distributed
+from data.checkpoint import (CHECKPOINT, RECORD, claimed, config_text, discard, load_checkpoint, save_checkpoint, state,
+                             weight_files, write_companions)
 from data.common import check_fields, clock, fingerprint, read_jsonl, write_json, write_text
-from data.format import (IGNORE, Tokenizer, check_dialogue, check_template, encode, encode_document,
-                         train_tokenizer)
-from data.checkpoint import weight_files, write_companions
+from data.device import compile_layers, default_device, device_name, fast_bf16, prepare, to_device
 from data.distributed import say
+from data.format import (IGNORE, Tokenizer, check_dialogue, check_template, dialogue, encode, encode_document,
+                         train_tokenizer)
 from data.hub import model_folder
 from model import Config, Llama
 
@@ -75,22 +76,99 @@ def load_examples(method: Method, folder: Path, tokenizer: Tokenizer, max_length
     return scored
 
 
+def load_held_out(folder: Path, tokenizer: Tokenizer, max_length: int) -> list:
+    """The instructions of val.jsonl that have a response there, as (ids, labels) pairs: [] if there are none.
+
+    The instructions are kept, whatever the method: so a model is asked after training, and response tuning is trained
+    on one thing and asked another.
+    """
+    path = folder / "val.jsonl"
+    rows = read_jsonl(path, check_fields("instruction")) if path.exists() else []
+    answered = [row for row in rows if isinstance(row.get("response"), str)]
+    dialogues = [dialogue(row["instruction"], row["response"]) for row in answered]
+    return [encode(tokenizer, messages, max_length) for messages in dialogues]
+
+
 def n_scored(example) -> int:
     """How many tokens of an example the loss falls on: the first has nothing before it to predict it from."""
     return sum(label != IGNORE for label in example[1][1:])
 
 
-def summed_loss(model: Llama, ids, labels):
-    """The cross-entropy of every scored token, summed: -sum of log p(ids[t + 1] | ids[: t + 1]), a float32 scalar.
+class Batch(NamedTuple):
+    """A micro-batch, in which the tokens with which several rows begin are there once: see `collate`."""
 
-    ids, labels: (B, T) int64, T at least 2, padded on the right. Position t predicts token t + 1, so labels are read
-    from 1 on, and ids up to T - 1; a label of IGNORE is not scored. The vocabulary matrix is applied at scored
-    positions only.
+    tokens: torch.Tensor  # (1, N) int64
+    index: torch.Tensor  # (B, T) int64: which of the N stands at each place of a row
+    places: torch.Tensor  # (1, N) int64: where each of the N can be found in index.flatten()
+    scored: torch.Tensor  # (n_scored,) int64: which of the N predict a scored token
+    targets: torch.Tensor  # (n_scored,) int64: and the tokens that they are to predict
+
+
+def collate(examples: list, device) -> Batch:
+    """A micro-batch from (ids, labels) pairs, padded on the right. The padding is neither seen nor scored.
+
+    What the model computes for a token depends on it and those before it, so rows that begin alike share the work: as
+    in response tuning, where all prompts are one. The batch's tokens are those of the trie of its rows, row by row:
+
+        rows    5 7 8 2        tokens    5 7 8 2 9 3
+                5 7 9 3        index     0 1 2 3        places    0 1 2 3 6 7
+                                         0 1 4 5
     """
-    targets = labels[:, 1:]  # (B, T-1)
-    scored = targets != IGNORE
-    h = model.hidden(ids[:, :-1], wanted=scored)  # (N, C)
-    return LinearCrossEntropy.apply(h, model.head.weight, targets[scored])
+    tokens, found, paths, scored, targets, number = [], [], [], [], [], {}
+    for row, (ids, labels) in enumerate(examples):
+        # A row needs its tokens before the last scored one, which predict it; position t predicts token t + 1.
+        scored_positions = [t for t, label in enumerate(labels) if label != IGNORE]
+        n_needed = max([1, *scored_positions[-1:]])
+
+        # Go down the trie; a token that is new behind its parent is a new token of the batch.
+        parent, path = -1, []
+        for token, target in zip(ids[:n_needed], [*labels[1:], IGNORE]):
+            if (parent, token) not in number:
+                number[parent, token] = len(tokens)
+                tokens.append(token)
+                found.append((row, len(path)))
+            parent = number[parent, token]
+            path.append(parent)
+            if target != IGNORE:
+                scored.append(parent)
+                targets.append(target)
+        paths.append(torch.tensor(path))
+
+    # oneDNN keeps a program for every shape of a matrix product. With the first token once more, until there are a
+    # multiple of 64, shapes are few, and so is the memory.
+    n_more = -len(tokens) % 64
+    index = pad_sequence(paths, batch_first=True)  # (B, T)
+    places = [row * index.shape[1] + t for row, t in found + found[:1] * n_more]
+    batch = Batch(torch.tensor([tokens + tokens[:1] * n_more]), index, torch.tensor([places]), torch.tensor(scored),
+                  torch.tensor(targets))
+    return Batch(*(to_device(tensor, device) for tensor in batch))
+
+
+def summed_loss(model: Llama, batch: Batch):
+    """The cross-entropy of every scored token, summed: -sum of log p(target | the tokens before it), an fp32 scalar.
+
+    The vocabulary matrix is applied at the positions that predict a scored token, and at no other.
+    """
+    h = model.hidden(batch.tokens, shared=(batch.index, batch.places), wanted=batch.scored)  # (n_scored, C)
+    return LinearCrossEntropy.apply(h, model.head.weight, batch.targets)
+
+
+def micro_batches(examples: list, token_budget: int):
+    """Cut examples, sorted by length, into runs of at most `token_budget` tokens (or one example that has more).
+
+    With the padding, which only attention computes, they are at most twice as many.
+    """
+    batch, n_tokens = [], 0
+    for example in sorted(examples, key=lambda example: len(example[0])):
+        length = len(example[0])
+        padded = (len(batch) + 1) * length
+        if batch and (n_tokens + length > token_budget or padded > 2 * token_budget):
+            yield batch
+            batch, n_tokens = [], 0
+        batch.append(example)
+        n_tokens += length
+    if batch:
+        yield batch
 
 
 def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
@@ -101,44 +179,30 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
     step, over all ranks. So the gradient does not depend on how the step is cut. (A mean of the micro-batches' means
     would weigh a token by its neighbours' lengths.) autocast: multiply in bf16.
     """
-    rank, n_ranks = distributed.rank(), distributed.n_ranks()
-    count = sum(n_scored(example) for example in examples)
+    count = sum(map(n_scored, examples))
     total = torch.zeros((), device=model.device)
-    for batch in micro_batches(examples, token_budget, n_ranks):
-        # neighbours in length; a rank that gets none runs an unscored one, since all must gather the same weights
-        mine = batch[rank::n_ranks] or [(batch[0][0], [IGNORE] * len(batch[0][0]))]
+
+    # Neighbours in length go to different ranks, and each rank cuts its share. A rank that has run out of micro-batches
+    # computes an example that is not scored, since the ranks gather every layer's weights together.
+    ids, _ = examples[0]
+    ranked = sorted(examples, key=lambda example: len(example[0]))
+    mine = distributed.dealt(ranked, lambda share: micro_batches(share, token_budget), [(ids, [IGNORE] * len(ids))])
+    for batch in mine:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
-            loss = summed_loss(model, *collate(mine, model.device)) / count
-        (loss * n_ranks).backward()  # sharded gradients are averaged over ranks, and this is to be a sum
+            loss = summed_loss(model, collate(batch, model.device)) / count
+        (loss * distributed.n_ranks()).backward()  # sharded gradients are averaged over ranks; this is to be a sum
         total += loss.detach()
     return distributed.summed(total)
 
 
-def micro_batches(examples: list, token_budget: int, n_ranks: int = 1):
-    """Cut a step's examples, sorted by length, into runs of at most `token_budget` tokens a rank.
-
-    With the padding, which only attention computes, they are at most twice as many.
-    """
-    batch = []
-    for example in sorted(examples, key=lambda example: len(example[0])):
-        longer = [*batch, example]
-        tokens = sum(len(ids) for ids, _ in longer[::-n_ranks])  # of the rank that gets the longest
-        padded = math.ceil(len(longer) / n_ranks) * len(example[0])
-        if batch and (tokens > token_budget or padded > 2 * token_budget):
-            yield batch
-            longer = [example]
-        batch = longer
-    yield batch
-
-
-def collate(batch: list, device):
-    """(ids, labels), both (B, T) int64, padded on the right. The padding is never seen or scored."""
-    ids, labels = zip(*batch)
-    tensors = (pad_sequence([torch.tensor(row) for row in ids], batch_first=True),
-               pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORE))
-    if device.type == "cuda":  # from pinned memory, so that the copy does not wait for the last micro-batch's kernels
-        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-    return tuple(tensor.to(device) for tensor in tensors)
+@torch.no_grad()
+def mean_loss(model: Llama, examples: list, token_budget: int, autocast: bool = False) -> float:
+    """The mean loss per scored token of (ids, labels) pairs, as of the held-out dialogues. Every rank computes all."""
+    total = torch.zeros((), device=model.device)
+    for batch in micro_batches(examples, token_budget):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+            total += summed_loss(model, collate(batch, model.device))
+    return total.item() / sum(map(n_scored, examples))
 
 
 def learning_rate(step: int, n_steps: int, peak: float, schedule: str = "cosine", warmup: float = 0.1) -> float:
@@ -167,44 +231,68 @@ def adamw(model: Llama, beta2: float = 0.999):
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 16384  # tokens of a micro-batch: more take memory and bring no speed
 
 
-def train(model: Llama, examples: list, *, epochs: int, lr: float, batch_size: int = 64, seed: int = 1,
-          schedule: str = "cosine", warmup: float = 0.1, token_budget: int = CPU_TOKEN_BUDGET, optimizer=None,
-          first_step: int = 0, after_epoch=None, report=say, gradient=None) -> float:
-    """Train on (ids, labels) pairs, all parameters. Returns the mean loss of the last epoch's steps.
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What makes a run what it is, beside its model and data. The defaults are the paper's."""
 
-    seed: of the data order. token_budget: tokens of a micro-batch, which changes speed and memory, not results.
-    after_epoch(steps_done) is called at the end of each epoch; first_step, with the optimizer of then, goes on from
-    there. report(line) is called after every step. gradient: a function to take the place of
-    `accumulate_gradient`, for another loss. Raises ValueError where the loss is not finite.
+    epochs: int
+    lr: float  # the highest learning rate
+    batch_size: int = 64  # sequences in a step
+    seed: int = 1  # of the data order
+    schedule: str = "cosine"
+    warmup: float = 0.1  # share of steps
+    token_budget: int = CPU_TOKEN_BUDGET  # changes speed and memory, not results
+
+
+def batches(examples: list, batch_size: int, seed: int, epoch: int):
+    """The steps of an epoch, each a list of batch_size examples (the last may be shorter), in an order of its own."""
+    generator = torch.Generator().manual_seed(seed * 1000003 + epoch)
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    for i in range(0, len(order), batch_size):
+        yield [examples[j] for j in order[i : i + batch_size]]
+
+
+def train(model: Llama, examples: list, hyper: Hyperparameters, optimizer=None, first_epoch: int = 0, after_epoch=None,
+          report=say, gradient=accumulate_gradient) -> list[float]:
+    """Train all parameters on (ids, labels) pairs. Returns the loss of each step.
+
+    first_epoch: go on behind so many epochs, with the optimizer of then. after_epoch(epochs_done, losses): called at
+    the end of each epoch with its steps' losses. report(line): called after every step. gradient: takes the place of
+    `accumulate_gradient`, for another loss. Raises ValueError if the loss is not finite.
     """
-    optimizer, autocast = optimizer or adamw(model), machine.fast_bf16(model.device.type)
-    add_gradient = gradient or accumulate_gradient
-    per_epoch = math.ceil(len(examples) / batch_size)
-    n_steps, losses, start = per_epoch * epochs, [], time.perf_counter()
-    for step in range(first_step, n_steps):
-        began = time.perf_counter()
-        epoch, i = divmod(step, per_epoch)
-        if i == 0:  # resuming begins at an epoch too, so this always runs first
-            generator, losses = torch.Generator().manual_seed(seed * 1000003 + epoch), []
-            order = torch.randperm(len(examples), generator=generator).tolist()
-        batch = [examples[j] for j in order[i * batch_size : (i + 1) * batch_size]]
-        rate = learning_rate(step, n_steps, lr, schedule, warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss = machine.or_eagerly(model, lambda: add_gradient(model, batch, token_budget, autocast))
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss of step {step + 1} is {losses[-1]}; a lower --lr may help")
-        optimizer.step()
-        now = time.perf_counter()
-        speed = sum(len(ids) for ids, _ in batch) / (now - began)
-        left = (now - start) / (step + 1 - first_step) * (n_steps - step - 1)
-        report(f"step {step + 1}/{n_steps}  epoch {epoch + 1}  loss {losses[-1]:.4f}  lr {rate:.2e}  "
-               f"{speed:,.0f} tokens/s  {clock(left)} left")
-        if i == per_epoch - 1 and after_epoch:
-            after_epoch(step + 1)
-    return sum(losses) / len(losses)
+    optimizer, autocast = optimizer or adamw(model), fast_bf16(model.device.type)
+    steps_per_epoch = math.ceil(len(examples) / hyper.batch_size)
+    n_steps, first_step = steps_per_epoch * hyper.epochs, steps_per_epoch * first_epoch
+    step, losses, start = first_step, [], time.perf_counter()
+    for epoch in range(first_epoch, hyper.epochs):
+        for batch in batches(examples, hyper.batch_size, hyper.seed, epoch):
+            began = time.perf_counter()
+
+            # 1. The step's learning rate: up to hyper.lr, then down to 0.
+            rate = learning_rate(step, n_steps, hyper.lr, hyper.schedule, hyper.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            # 2. The gradient of its loss, micro-batch by micro-batch.
+            optimizer.zero_grad()
+            loss = gradient(model, batch, hyper.token_budget, autocast).item()
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss of step {step + 1} is {loss}; a lower --lr may help")
+
+            # 3. The update of all weights.
+            optimizer.step()
+            losses.append(loss)
+            step += 1
+
+            # 4. A line for the reader.
+            now = time.perf_counter()
+            speed = sum(len(ids) for ids, _ in batch) / (now - began)
+            left = (now - start) / (step - first_step) * (n_steps - step)
+            report(f"step {step}/{n_steps}  epoch {epoch + 1}  loss {loss:.4f}  lr {rate:.2e}  "
+                   f"{speed:,.0f} tokens/s  {clock(left)} left")
+        if after_epoch:
+            after_epoch(epoch + 1, losses[-steps_per_epoch:])
+    return losses
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -240,51 +328,40 @@ class LinearCrossEntropy(torch.autograd.Function):
         return dh * dloss, dw.mul_(dloss), None  # in place: backward runs once
 
 
-# The command line. Options that change how fast a run goes or where it goes, not its result, and the paths of what it
-# reads, which is known by its hash:
+# The command line. These options change how fast a run goes or where it goes, or are known by their content's hash:
 NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile", "gradient_checkpointing", "model",
                 "data"}
 
 
 def parse_arguments():
     parser = common.parser(__doc__)
-    parser.add_argument("--method", required=True, choices=METHODS, help="what to train on")
-    parser.add_argument("--model", default="data/tiny",
-                        help="the base model's folder, or its ORG/NAME on the hub; for pretrain, its config.json alone")
-    parser.add_argument("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
-    parser.add_argument("--out", type=common.path, required=True, help="folder to write, in the hub's layout")
-    parser.add_argument("--epochs", type=common.positive(int), help="default: " + ", ".join(
-        f"{name} {method.epochs}" for name, method in METHODS.items()))
-    parser.add_argument("--lr", type=common.positive(float),
-                        help="peak learning rate; default: from width 2,048 the paper's 1e-5 (OLMo: 3e-6), below 5e-5; "
-                             "for pretrain 3e-3")
-    parser.add_argument("--schedule", choices=["cosine", "linear"], default="cosine",
-                        help="the way down to 0 after warm-up")
-    parser.add_argument("--warmup", type=float, default=0.1,
-                        help="share of steps over which the rate rises, from 0 to 1")
-    parser.add_argument("--batch-size", type=common.positive(int), default=64,
-                        help="sequences in a step (the paper's)")
-    parser.add_argument("--max-length", type=common.positive(int), default=2048,
-                        help="tokens at which an example is cut (the paper's); the model's context cuts too")
-    parser.add_argument("--token-budget", type=common.positive(int),
-                        help="tokens in a micro-batch of one device: speed and memory, not results "
-                             "(but their last bits); default: 1,024 on a CPU, 16,384 on a GPU")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                        help="torch.compile the layers; default: on a GPU. On a CPU it takes 10 to 20 s, "
-                             "and saves memory more than time")
-    parser.add_argument("--gradient-checkpointing", action="store_true",
-                        help="compute the activations twice rather than keep them: less memory, a third more time")
-    parser.add_argument("--seed", type=common.seed, default=1,
-                        help="of the data order, and of pretraining's first weights")
-    parser.add_argument("--device", type=machine.device_name, default=machine.default_device())
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--resume", action="store_true",
-                      help="continue an interrupted run from its last epoch; start if there is none")
-    what.add_argument("--overwrite", action="store_true", help="discard the run that --out holds")
-    args = parser.parse_args()
-    if not 0 <= args.warmup <= 1:
-        parser.error("argument --warmup: must be from 0 to 1")
-    return args
+    add, either = parser.add_argument, parser.add_mutually_exclusive_group()
+    defaults = [f"{name} {method.epochs}" for name, method in METHODS.items()]
+    add("--method", required=True, choices=METHODS, help="what to train on")
+    add("--model", default="data/tiny",
+        help="the base model's folder, or its ORG/NAME on the hub; for pretrain, only its config.json is read")
+    add("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
+    add("--out", type=common.path, required=True, help="folder to write, in the hub's layout")
+    add("--epochs", type=common.positive(int), help="default: " + ", ".join(defaults))
+    add("--lr", type=common.positive(float), help="highest learning rate; default: from width 2,048 the paper's 1e-5 "
+        "(OLMo: 3e-6), below 5e-5; for pretrain 3e-3")
+    add("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
+    add("--warmup", type=common.share, default=0.1, help="share of steps over which the rate rises, from 0 to 1")
+    add("--batch-size", type=common.positive(int), default=64, help="sequences in a step (the paper's)")
+    add("--max-length", type=common.positive(int), default=2048,
+        help="tokens at which an example is cut (the paper's); the model's context cuts too")
+    add("--token-budget", type=common.positive(int), help="tokens in a micro-batch of one device: speed and memory, "
+        "not results (but their last bits); default: 1,024 on a CPU, 16,384 on a GPU")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the layers; default: on a GPU. A CPU "
+        "needs a C++ compiler and 10 to 20 s for it, and saves memory more than time")
+    add("--gradient-checkpointing", action="store_true",
+        help="compute the activations twice rather than keep them: less memory, a third more time")
+    add("--seed", type=common.seed, default=1, help="of the data order, and of pretraining's first weights")
+    add("--device", type=device_name, default=default_device())
+    either.add_argument("--resume", action="store_true",
+                        help="continue an interrupted run from its last epoch; start if there is none")
+    either.add_argument("--overwrite", action="store_true", help="discard the run that --out holds")
+    return parser.parse_args()
 
 
 def settle_defaults(args, config: Config):
@@ -293,14 +370,16 @@ def settle_defaults(args, config: Config):
     args.epochs = args.epochs or METHODS[args.method].epochs
     if args.max_length > config.context:
         say(f"--max-length {args.max_length} becomes {config.context}, the model's context")
-    args.max_length = min(args.max_length, config.context)
+        args.max_length = config.context
     args.token_budget = args.token_budget or (GPU_TOKEN_BUDGET if cuda else CPU_TOKEN_BUDGET)
-    args.compile = cuda if args.compile is None else args.compile
-    if args.compile:
-        machine.check_compiler(args.device)
-    if args.lr is None:  # the paper's for OLMo-7B and Llama-2-7B; a narrow model takes, and needs, larger steps
-        paper = 3e-6 if config.model_type == "olmo" else 1e-5
-        args.lr = 3e-3 if args.method == "pretrain" else paper if config.hidden_size >= 2048 else 5e-5
+    if args.compile is None:
+        args.compile = cuda
+    if args.method == "pretrain":
+        args.lr = args.lr or 3e-3
+    elif config.hidden_size < 2048:  # a narrow model takes, and needs, larger steps than the paper's
+        args.lr = args.lr or 5e-5
+    else:
+        args.lr = args.lr or (3e-6 if config.model_type == "olmo" else 1e-5)
 
 
 def settings_of(args) -> dict:
@@ -313,82 +392,108 @@ def settings_of(args) -> dict:
     return settings | {"model_sha256": fingerprint(*files)}
 
 
-def new_model(args, config: Config, folder: Path):
-    """The start of pretraining: a tokenizer trained on the corpus, written to `folder`, and random weights."""
+def first_model(args, config: Config, scratch: Path) -> tuple[Path, Llama]:
+    """(folder of config.json and tokenizer, model) before training: the base, or for pretraining random weights.
+
+    Pretraining trains its tokenizer on the corpus and writes it to `scratch`: --out is not touched before the input is
+    known to be good.
+    """
+    bf16 = fast_bf16(args.device)
+    if args.method != "pretrain":
+        return args.model, Llama.from_pretrained(args.model, device=args.device,
+                                                 shard=lambda model: distributed.shard(model, bf16))
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
         raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, "
                          "as the tokenizer trained here has them")
     texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_fields("text"))]
-    write_text(folder / "tokenizer.json", train_tokenizer(texts, config.vocab_size).to_str(pretty=True))
-    write_text(folder / "config.json", config.to_json())
-    return Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
+    write_text(scratch / "tokenizer.json", train_tokenizer(texts, config.vocab_size).to_str(pretty=True))
+    write_text(scratch / "config.json", config_text(config))
+    model = Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
+    distributed.shard(model, bf16)
+    return scratch, model
+
+
+def run(args, config: Config, scratch: Path):
+    """Load, train, save."""
+    # What does --out hold already? The first rank looks, for all.
+    settings = distributed.from_main(lambda: settings_of(args))
+    found = distributed.from_main(lambda: state(args.out, settings, args.resume, args.overwrite))
+    if found == "all":
+        return say(f"{args.out} is finished; --overwrite (make: OVERWRITE=1) trains it again")
+
+    # The model, what it is trained on, and how far an interrupted run was.
+    base, model = first_model(args, config, scratch)
+    tokenizer, bf16 = Tokenizer(base), fast_bf16(args.device)
+    examples = load_examples(METHODS[args.method], args.data, tokenizer, args.max_length)
+    held_out = load_held_out(args.data, tokenizer, args.max_length)
+    optimizer = adamw(model, beta2=0.95 if args.method == "pretrain" else 0.999)
+    checkpoint, first_epoch, curves = args.out / CHECKPOINT, 0, {"loss": [], "held_out_loss": []}
+    if found == "half":
+        first_epoch, curves = load_checkpoint(checkpoint, model, optimizer)
+    model.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        compile_layers(model)
+    say(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {distributed.n_ranks()} x {args.device}"
+        + ", bf16 autocast" * bf16 + f", from epoch {first_epoch + 1}" * (first_epoch > 0))
+    if args.overwrite and distributed.is_main():  # only now that the input is known to be good
+        discard(args.out)
+
+    def after_epoch(epochs_done, losses):
+        curves["loss"] += losses
+        if held_out:
+            curves["held_out_loss"].append(mean_loss(model, held_out, args.token_budget, bf16))
+            say(f"epoch {epochs_done}/{args.epochs}  loss on {len(held_out)} held-out dialogues, with their "
+                f"instructions: {curves['held_out_loss'][-1]:.4f}")
+        if epochs_done < args.epochs:
+            save_checkpoint(checkpoint, model, optimizer, settings, epochs_done, curves)
+
+    # The loop, then what it made.
+    began = time.perf_counter()
+    hyper = Hyperparameters(**{field.name: getattr(args, field.name) for field in fields(Hyperparameters)})
+    losses = train(model, examples, hyper, optimizer, first_epoch, after_epoch)
+    tensors = distributed.gathered(model.state_dict())
+    if distributed.is_main():
+        record = settings | {"model": str(args.model), "data": str(args.data),
+                             "seconds": round(time.perf_counter() - began, 1)}
+        model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
+        write_companions(args.out, base, record)
+        write_text(args.out / "loss.svg", loss_svg(**curves))
+        write_json(args.out / RECORD, record | curves)  # the last: a folder that has it is a finished run
+        checkpoint.unlink(missing_ok=True)
+    last_epoch = losses[-math.ceil(len(examples) / args.batch_size):]
+    say(f"wrote {args.out}: mean loss of the last epoch {sum(last_epoch) / len(last_epoch):.4f}")
+
+
+def loss_svg(loss: list[float], held_out_loss: list[float]) -> str:
+    """The loss of every step, and behind every epoch that of the held-out dialogues, as a picture."""
+    top = max(loss + held_out_loss)
+    svg = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 300" font-family="sans-serif" font-size="12">\n'
+           '<rect width="600" height="300" fill="white"/>\n<path d="M40 10V290H590" fill="none" stroke="black"/>\n'
+           f'<text x="8" y="18">{top:.1f}</text>\n<text x="8" y="294">0.0</text>\n')
+    lines = [("training loss", loss, "#0072b2", 30), ("held-out loss", held_out_loss, "#d55e00", 48)]
+    for name, values, color, y in lines:
+        x = [40 + 550 * (i + 1) / len(values) for i in range(len(values))]
+        points = " ".join(f"{a:.1f},{290 - 280 * value / top:.1f}" for a, value in zip(x, values))
+        svg += (f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>\n'
+                f'<text x="590" y="{y}" text-anchor="end" fill="{color}">{name}</text>\n')
+    return svg + "</svg>\n"
 
 
 def main():
     args = parse_arguments()
     args.model = model_folder(args.model)
     config = Config.from_json(args.model / "config.json")
-    machine.prepare(args.device)
+    prepare(args.device)
     args.device = distributed.start_ranks(args.device)
     settle_defaults(args, config)
-    with runs.claimed(args.out, args.model), tempfile.TemporaryDirectory() as scratch:
+    with claimed(args.out, args.model), tempfile.TemporaryDirectory() as scratch:
         run(args, config, Path(scratch))
         distributed.end_ranks()
 
 
-def run(args, config: Config, scratch: Path):
-    """Load, train, save. scratch: a folder for the tokenizer that pretraining makes, since --out is not to be touched
-    before the input is known to be good."""
-    settings = distributed.from_main(lambda: settings_of(args))
-    found = distributed.from_main(lambda: runs.state(args.out, settings, args.resume, args.overwrite))
-    if found == "all":
-        return say(f"{args.out} is finished; --overwrite (make: OVERWRITE=1) trains it again")
-    base, bf16 = args.model, machine.fast_bf16(args.device)
-    split = (lambda model: distributed.shard(model, bf16)) if distributed.n_ranks() > 1 else None
-    if args.method == "pretrain":
-        base, model = scratch, new_model(args, config, scratch)
-        if split:
-            split(model)
-    else:
-        model = Llama.from_pretrained(base, device=args.device, shard=split)
-    examples = load_examples(METHODS[args.method], args.data, Tokenizer(base), args.max_length)
-    optimizer = adamw(model, beta2=0.95 if args.method == "pretrain" else 0.999)
-    checkpoint = args.out / runs.CHECKPOINT
-    first_step = runs.load_checkpoint(checkpoint, model, optimizer) if found == "half" else 0
-    model.gradient_checkpointing = args.gradient_checkpointing
-    if args.compile:
-        machine.compile_layers(model)
-    if model.device.type == "cuda":
-        machine.warn_without_flash(model)
-    say(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {args.device}"
-        f"{f' and {distributed.n_ranks() - 1} more' if split else ''}"
-        f"{', bf16 autocast' if bf16 else ''}{f', from step {first_step}' if first_step else ''}")
-    if args.overwrite and distributed.is_main():  # only now that the input is known to be good
-        for name in (runs.CHECKPOINT, runs.RECORD, "model.safetensors"):
-            (args.out / name).unlink(missing_ok=True)
-    began, n_steps = time.perf_counter(), args.epochs * math.ceil(len(examples) / args.batch_size)
-
-    def keep(steps_done):
-        if steps_done < n_steps:
-            runs.save_checkpoint(checkpoint, model, optimizer, settings, steps_done)
-
-    loss = train(model, examples, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, seed=args.seed,
-                 schedule=args.schedule, warmup=args.warmup, token_budget=args.token_budget, optimizer=optimizer,
-                 first_step=first_step, after_epoch=keep)
-    tensors = distributed.gathered(model.state_dict())
-    if distributed.is_main():
-        record = settings | {"model": str(args.model), "data": str(args.data), "loss": loss,
-                             "seconds": round(time.perf_counter() - began, 1)}
-        model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
-        write_companions(args.out, base, record)
-        write_json(args.out / runs.RECORD, record)  # the last: a folder with a record is a finished run
-        checkpoint.unlink(missing_ok=True)
-    say(f"wrote {args.out}: mean loss of the last epoch {loss:.4f}")
-
-
 if __name__ == "__main__":
     common.run(main, interrupted="--out keeps the last whole epoch, if one was finished; "
-                                  "the same command with --resume (and no --overwrite) goes on from there",
-                out_of_memory="lower --token-budget, or add --gradient-checkpointing; "
-                              "with --resume the run goes on from its last whole epoch")
+                                 "the same command with --resume (and no --overwrite) goes on from there",
+               out_of_memory="lower --token-budget, or add --gradient-checkpointing; "
+                             "with --resume the run goes on from its last whole epoch")

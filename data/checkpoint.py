@@ -361,6 +361,12 @@ def state(out: Path, settings: dict, resume: bool, overwrite: bool) -> str:
     return "half"
 
 
+def discard(out: Path):
+    """Remove the run that a folder holds."""
+    for name in (CHECKPOINT, RECORD, "model.safetensors"):
+        (out / name).unlink(missing_ok=True)
+
+
 def check_settings(path: Path, found: dict, wanted: dict):
     """Raise ValueError, naming the first difference, where the run that `path` is of is not the one asked for."""
     if not isinstance(found, dict) or not wanted.keys() <= found.keys():
@@ -382,19 +388,21 @@ def checkpoint_metadata(path: Path) -> tuple[dict, int]:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {AFRESH}") from None
 
 
-def save_checkpoint(path: Path, model, optimizer, settings: dict, step: int):
+def save_checkpoint(path: Path, model, optimizer, settings: dict, epochs_done: int, curves: dict):
     """Write weights and AdamW's moments in one safetensors file, so that they cannot come apart."""
     tensors = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
+        step = int(moments["step"])
         tensors |= {name: parameter, f"{name}.exp_avg": moments["exp_avg"], f"{name}.exp_avg_sq": moments["exp_avg_sq"]}
     tensors = gathered(tensors)
     if is_main():
-        save_tensors(path, tensors, {"settings": json.dumps(settings), "step": str(step)})
+        save_tensors(path, tensors, {"settings": json.dumps(settings), "step": str(step), "epochs": str(epochs_done),
+                                    "curves": json.dumps(curves)})
 
 
-def load_checkpoint(path: Path, model, optimizer) -> int:
-    """Restore what save_checkpoint wrote. Returns the number of steps done."""
+def load_checkpoint(path: Path, model, optimizer) -> tuple[int, dict]:
+    """Restore what save_checkpoint wrote. Returns (epochs done, curves)."""
     expected = {}
     for name, parameter in model.named_parameters():
         expected |= {name: parameter, f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
@@ -406,4 +414,5 @@ def load_checkpoint(path: Path, model, optimizer) -> int:
             "step": torch.tensor(float(step), device=model.device),
             "exp_avg": tensors[f"{name}.exp_avg"], "exp_avg_sq": tensors[f"{name}.exp_avg_sq"],
         }
-    return step
+    metadata = read_metadata(path)
+    return int(metadata["epochs"]), parse_json(metadata["curves"])

@@ -124,6 +124,13 @@ def positive(kind):
     return parse
 
 
+def share(argument: str) -> float:
+    """A type for argparse: a number from 0 to 1."""
+    if not 0 <= float(argument) <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return float(argument)
+
+
 def seed(argument: str) -> int:
     """A type for argparse: a whole number that torch's generators take."""
     if not 0 <= int(argument) < 2**32:

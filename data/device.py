@@ -1,9 +1,7 @@
 """The machine: the names of its processors, and ways to be fast on each. Where one refuses, a sentence says so and the
 work is done without."""
 import ctypes
-import os
 import platform
-import shutil
 import sys
 
 import torch
@@ -50,16 +48,11 @@ def prepare(device: str):
         torch.set_float32_matmul_precision("high")
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs on a CPU."""
-    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-
-
-def check_compiler(device: str):
-    """Raises ValueError where --compile cannot work."""
-    if device == "cpu" and not has_compiler():
-        raise ValueError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ is on the path; "
-                         "leave it out")
+def to_device(tensor, device):
+    """A tensor on `device`. To a GPU it goes from pinned memory, so that the copy does not wait for earlier kernels."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def compile_layers(model):
@@ -68,65 +61,53 @@ def compile_layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def or_eagerly(model, step):
-    """step(), a step's gradient; where compiled layers fail, a sentence says so and plain layers do it again."""
-    compiled = any("forward" in vars(layer) for layer in model.model.layers)
-    try:
-        return step()
-    except Exception as error:
-        if not compiled or ran_out_of_memory(error):
-            raise
-        stop_compiling(model, error, "training")
-    model.zero_grad()
-    return step()
+def decoding_step(model):
+    """(a function, a share). step(token, cache) is the model's output, (B, C), for one more token of each row, (B,).
 
-
-def stop_compiling(model, error: Exception, work: str):
-    """Plain layers again, and a sentence that says why. work: what goes on, "training" or "decoding"."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    print(f"torch.compile failed ({reason[:200]}); {work} goes on without it, more slowly", file=sys.stderr)
-    vars(model).pop("logits", None)
-    for layer in model.model.layers:
-        vars(layer).pop("forward", None)
-
-
-class VectorLinear(nn.Linear):
-    """Multiplies a single vector row by row, which compiles to a loop that reads the weight as fast as memory can."""
-
-    def forward(self, x):  # (..., in_features) -> (..., out_features)
-        if torch.compiler.is_compiling() and x.numel() == self.in_features:
-            return (x[..., None, :] * self.weight).sum(-1)
-        return super().forward(x)
-
-
-def compile_decoding(model, batch_size: int):
-    """torch.compile the layers for the steps of decoding; the prompt goes through plain ones. The work is done at once,
-    and where it fails, a sentence says so and the layers stay plain.
-
-    On a CPU this is for one sequence: then a layer's step becomes two loops and attention between them, instead of some
-    seventy operators (tests/README.md, Speed). More sequences profit more from `reorder_weights_for_cpu`.
-    batch_size: how many sequences a step will have.
+    On a GPU the step is recorded as a CUDA graph: it is hundreds of small kernels, and launching them one by one takes
+    longer than they do. The share of finished rows from which dropping them pays is larger there.
     """
-    def compile_layer(layer):
-        plain, compiled = layer.forward, torch.compile(layer.forward, dynamic=True)
-        layer.forward = lambda x, *rest: (compiled if x.shape[1] == 1 else plain)(x, *rest)
+    def plain(token, cache):
+        return model.hidden(token[:, None], cache)[:, 0]
 
-    for layer in model.model.layers:
-        compile_layer(layer)
-    if model.device.type == "cpu":
-        for module in model.model.layers.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = VectorLinear
-        weight = model.head.weight
-        model.logits = torch.compile(lambda h: (h[:, None] * weight).sum(-1))  # (1, C) -> (1, V)
-    try:
-        with torch.inference_mode():  # as in generate, whose cache is of another kind than one that is made outside
-            cache, start = model.new_cache(batch_size, 16), torch.full((batch_size,), 8, device=model.device)
-            model.logits(model.hidden(torch.zeros_like(start)[:, None], cache, start)[:, 0])
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise
-        stop_compiling(model, error, "decoding")
+    if model.device.type == "cuda":
+        return RecordedStep(plain), 0.5
+    return plain, 0.25
+
+
+class RecordedStep:
+    """A step of decoding that a GPU replays. It reads and writes the tensors that it was recorded with, so with a cache
+    that has grown or a batch that has shrunk it is recorded anew. If recording fails, decoding goes on without."""
+
+    def __init__(self, plain):
+        self.plain, self.recorded_keys, self.failed = plain, None, False
+
+    def __call__(self, token, cache):  # (B, C), good until the next call
+        if self.recorded_keys is not cache.keys[0] and not self.failed:
+            try:
+                self.record(token, cache)
+            except RuntimeError as error:
+                if ran_out_of_memory(error):
+                    raise
+                self.failed = True
+                print(f"recording a CUDA graph failed ({str(error).splitlines()[0][:200]}); decoding goes on without, "
+                      "more slowly", file=sys.stderr, flush=True)
+        if self.failed:
+            return self.plain(token, cache)
+        self.token.copy_(token)
+        self.graph.replay()
+        return self.h
+
+    def record(self, token, cache):
+        self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
+            self.plain(self.token, cache)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self.graph):
+            self.h = self.plain(self.token, cache)
+        self.recorded_keys = cache.keys[0]
 
 
 def reorder_weights_for_cpu(model, batch_size: int):
@@ -169,18 +150,3 @@ def reorder_weights_for_cpu(model, batch_size: int):
     if product := reordered(model.head):
         model.logits = product
     return model
-
-
-def warn_without_flash(model):
-    """Say why, where SDPA will not use the flash kernel (Dao, 2023) for what this model trains on a GPU."""
-    config = model.config
-    q, k = (torch.empty(1, heads, 128, config.head_dim, dtype=torch.bfloat16, device=model.device)
-            for heads in (config.num_attention_heads, config.num_key_value_heads))
-    grouped = config.num_key_value_heads < config.num_attention_heads
-    try:
-        parameters = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, grouped)
-        flash = torch.backends.cuda.can_use_flash_attention(parameters, debug=True)  # debug: warns with the reason
-    except (RuntimeError, TypeError) as error:  # a build that cannot be asked must not end the run
-        return print(f"could not ask whether attention uses the flash kernel ({str(error)[:200]})", file=sys.stderr)
-    if not flash:
-        print("attention does without the flash kernel, for the reason given above, and is slower", file=sys.stderr)

@@ -42,6 +42,17 @@ def say(text: str):
         print(text, flush=True)
 
 
+def dealt(items: list, cut, idle) -> list:
+    """This rank's share of some work, as passes. cut(items) cuts every n-th item, which is a share, into passes.
+
+    All ranks get as many passes as the one that has the most: the others do `idle` at the end.
+    """
+    shares = [list(cut(items[i :: n_ranks()])) for i in range(n_ranks())]
+    n_passes = max(map(len, shares))
+    mine = shares[rank()]
+    return mine + [idle] * (n_passes - len(mine))
+
+
 def from_main(work):
     """The result of work(), which rank 0 alone does, on every rank."""
     result = [work() if is_main() else None]
@@ -88,6 +99,8 @@ def shard(model, autocast: bool):
     on one device leaves in fp32), and dropped after; gradients are summed in fp32. The embedding, needed at
     both ends, stays gathered in fp32 through a micro-batch.
     """
+    if n_ranks() == 1:
+        return
     from torch.distributed.device_mesh import init_device_mesh  # slow to import, and needed by none but torchrun
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 

@@ -160,6 +160,11 @@ def listed(ids: int | list[int]) -> list[int]:
     return ids if isinstance(ids, list) else [ids]
 
 
+def dialogue(instruction: str, response: str) -> list[dict]:
+    """The messages of one exchange."""
+    return [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+
+
 def check_dialogue(row):
     """The reason why a row is no dialogue that `encode` takes, or None."""
     messages = row.get("messages") if isinstance(row, dict) else None
