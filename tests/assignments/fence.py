@@ -44,7 +44,7 @@ def for_submissions(unsafe: bool, seconds: float):
         tried = subprocess.run([*bubblewrap(Path(__file__).parent), sys.executable, "-c", "import torch"],
                                capture_output=True, text=True, timeout=100)
         if tried.returncode == 0:
-            return partial(Runner, bubblewrap, seconds), "each question runs within bubblewrap"
+            return partial(Runner, bubblewrap, seconds=seconds), "each question runs within bubblewrap"
         why = f"bubblewrap does not work here ({tried.stderr.strip()[-200:]})"
     if os.getuid() == 0 and not ROOT.stat().st_mode & 0o001:
         nobody = pwd.getpwnam("nobody")

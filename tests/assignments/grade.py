@@ -55,6 +55,7 @@ class Grader:
 
     def experiment(self, question: Question, files) -> list[dict]:
         wrong = getattr(experiment, f"check_{question.name}")(files)
+        wrong = [said and tolerance.printable(said) for said in wrong]
         return [result_of(question.name, question.points, wrong, "visible")]
 
     def rows(self, question: Question, files) -> list[dict]:
