@@ -23,7 +23,7 @@ from adapter import RULES, Adapter
 from data import distributed
 from data.checkpoint import weight_files
 from data.common import Journal, check_fields, clock, digest, fingerprint, read_json, read_jsonl, write_json
-from data.device import decoding_step, default_device, device_name, fast_bf16, reorder_weights_for_cpu
+from data.device import decoding_step, default_device, device_name, reorder_weights_for_cpu
 from data.format import Tokenizer, encode_prompt, listed
 from data.hub import model_folder
 from model import KVCache, Llama
@@ -262,7 +262,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.output and (not args.input or len(args.model) > 1):
         parser.error("--output goes with --input and one --model")
-    if args.output and (args.output.resolve() == args.input.resolve() or args.output.is_dir()):
+    if args.output and (args.output.resolve() == args.input.resolve()
+                        or args.output.exists() and not args.output.is_file()):
         parser.error(f"--output {args.output} must be a file of its own")
     if args.penalise_prompt and "repeats" not in args.rules:
         parser.error("--penalise-prompt is a reading of rule 3; add --rules all, or rules with repeats among them")
@@ -279,16 +280,6 @@ def read_instructions(args) -> tuple[list[int], list[str]]:
     limit = min(args.limit or len(rows), len(rows))
     chosen = [i * len(rows) // limit for i in range(limit)]
     return [i + 1 for i in chosen], [rows[i]["instruction"] for i in chosen]
-
-
-def choose_dtype(args, batch_size: int) -> torch.dtype:
-    """The type to compute in. Some processors are faster in fp32 than in the bf16 that was asked for."""
-    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
-    if dtype == torch.bfloat16 and args.device == "cpu" and batch_size > 4 and not fast_bf16("cpu"):
-        print("this processor does not multiply bf16, so decoding is done in float32, which is faster for a batch "
-              "(and takes twice the memory: a --batch-size of 4 or less stays in bf16)", file=sys.stderr)
-        return torch.float32
-    return dtype
 
 
 def load(args, path: Path, dtype: torch.dtype, lines: list[int], instructions: list[str]):
@@ -343,15 +334,14 @@ def main():
     if distributed.n_ranks() > 1 and not args.output:
         raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
     lines, instructions = read_instructions(args)
-    dtype = choose_dtype(args, min(args.batch_size, len(instructions)))
+    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     shown = {path: respond(args, path, dtype, lines, instructions) for path in map(model_folder, args.model)}
-
-    # Several answers to each instruction, one below the other.
-    for i, instruction in enumerate(instructions):
-        for number, (path, answers) in enumerate(pair for pair in shown.items() if pair[1]):
-            if number == 0:
-                print(f"\n{instruction}")
-            print(f"  [{path}]\n" + "".join(f"    {line}\n" for line in answers[i].split("\n")), end="")
+    if args.input and not args.output:
+        for i, instruction in enumerate(instructions):
+            print(f"\n{instruction}")
+            for path, answers in shown.items():
+                indented = answers[i].replace("\n", "\n    ")
+                print(f"  [{path}]\n    {indented}")
     distributed.end_ranks()
 
 

@@ -18,7 +18,6 @@ from data import common  # first: Ctrl-C is quiet from here on
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from data import distributed
 from data.checkpoint import (CHECKPOINT, RECORD, claimed, config_text, discard, load_checkpoint, save_checkpoint, state,
@@ -132,16 +131,16 @@ def collate(examples: list, device) -> Batch:
             if target != IGNORE:
                 scored.append(parent)
                 targets.append(target)
-        paths.append(torch.tensor(path))
+        paths.append(path)
 
     # oneDNN keeps a program for every shape of a matrix product. With the first token once more, until there are a
     # multiple of 64, shapes are few, and so is the memory.
     n_more = -len(tokens) % 64
-    index = pad_sequence(paths, batch_first=True)  # (B, T)
-    places = [row * index.shape[1] + t for row, t in found + found[:1] * n_more]
-    batch = Batch(torch.tensor([tokens + tokens[:1] * n_more]), index, torch.tensor([places]), torch.tensor(scored),
-                  torch.tensor(targets))
-    return Batch(*(to_device(tensor, device) for tensor in batch))
+    width = max(map(len, paths))
+    index = [path + [0] * (width - len(path)) for path in paths]  # (B, T)
+    places = [row * width + t for row, t in found + found[:1] * n_more]
+    lists = [[tokens + tokens[:1] * n_more], index, [places], scored, targets]
+    return Batch(*(to_device(torch.tensor(values, dtype=torch.int64), device) for values in lists))
 
 
 def summed_loss(model: Llama, batch: Batch):
@@ -457,7 +456,7 @@ def run(args, config: Config, scratch: Path):
         record = settings | {"model": str(args.model), "data": str(args.data),
                              "seconds": round(time.perf_counter() - began, 1)}
         model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
-        write_companions(args.out, base, record)
+        write_companions(args.out, base, args.method != "pretrain")
         write_text(args.out / "loss.svg", loss_svg(**curves))
         write_json(args.out / RECORD, record | curves)  # the last: a folder that has it is a finished run
         checkpoint.unlink(missing_ok=True)

@@ -3,11 +3,11 @@
     config = read_config(folder / "config.json", Config)
     tensors = load_tensors(weight_files(folder), model.state_dict(), torch.float32, "cpu")
 
-Files come from anywhere, so they are checked before they are used: errors name the file and the key or tensor.
+Files come from anywhere, so they are checked before they are used: errors name the file and the key or tensor. Last
+comes the folder of a run under way, which holds a checkpoint instead.
 """
 import json
 import os
-import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from data.common import hold, parse_json, read_json, replacing, shorten, write_json, write_text
+from data.common import INDEX, hold, parse_json, read_json, replacing, shorten, write_json, write_text
 from data.distributed import gathered, is_main
 from data.format import IDS, PROMPT, Tokenizer, chat_template, listed
 
@@ -27,51 +27,51 @@ COMMON = {  # keys of config.json, and what an absent one means
     "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048,
     "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None, "original_max_position_embeddings": None,
     "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0, "quantization_config": None,
-    "dtype": None, "torch_dtype": None,  # the latter before transformers 5
-}
+    "dtype": None, "torch_dtype": None}  # the latter before transformers 5
 KEYS = {  # for each model_type those that transformers' class reads, with its defaults; it ignores others, and so do we
     "llama": COMMON | IDS["llama"] | {"rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False},
-    "mistral": COMMON | IDS["mistral"] | {
-        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
-        "sliding_window": 4096},
-    "olmo": COMMON | IDS["olmo"] | {"clip_qkv": None, "attention_bias": False},
-}
+    "mistral": COMMON | IDS["mistral"] | {"rms_norm_eps": 1e-6, "intermediate_size": 14336, "num_key_value_heads": 8,
+                                          "max_position_embeddings": 131072, "sliding_window": 4096},
+    "olmo": COMMON | IDS["olmo"] | {"clip_qkv": None, "attention_bias": False}}
 ONLY_DEFAULT = ("hidden_act", "attention_bias", "mlp_bias", "attention_dropout", "quantization_config")  # in model.py
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of Llama 3.1
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-INDEX = "model.safetensors.index.json"  # of a checkpoint in several files
+CHECKPOINT, RECORD = "checkpoint.safetensors", "run.json"  # of a run under way; of a finished one
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of a parameter's gradient and of its square
 A_MODEL_IS = "a model is a folder with config.json, model.safetensors and tokenizer.json"
+AFRESH = "--overwrite (make: OVERWRITE=1) starts afresh"
 
 
+# ------------------------------------------------------------------------------------------------- reading config.json
 def read_config(path, kind):
     """A config.json as a `kind`, a dataclass whose fields are the keys that model.py knows.
 
     Raises FileNotFoundError, or ValueError for a model_type that model.py does not have, or a key that is of a wrong
     type, out of bounds, or set to what model.py does not do.
     """
-    raw = read_json(path, A_MODEL_IS)
+    found = read_json(path, A_MODEL_IS)
     try:
-        if not isinstance(raw, dict):
+        # the architecture first: with another one, no key means what it means here
+        if not isinstance(found, dict):
             raise ValueError(f"not a JSON object; {A_MODEL_IS}")
-        # the architecture first: of another one, no key means what it means here
-        model_type = raw.get("model_type")
+        model_type = found.get("model_type")
         if model_type not in list(KEYS):
             raise ValueError(f"model_type = {shown(model_type)} is not supported, only {', '.join(KEYS)} are")
 
-        # the keys that it has, and of those the ones that model.py knows with one value only
-        known = {key: raw.get(key, default) for key, default in KEYS[model_type].items()}
+        # its keys, and of those the ones that model.py knows with one value only
+        known = {key: found.get(key, default) for key, default in KEYS[model_type].items()}
         for key in ONLY_DEFAULT:
-            only = KEYS[model_type].get(key)
-            if known.get(key) != only:
-                raise ValueError(f"{key} = {shown(known[key])} is not supported, only {shown(only)} is")
+            default = KEYS[model_type].get(key)
+            if known.get(key) != default:
+                raise ValueError(f"{key} = {shown(known[key])} is not supported, only {shown(default)} is")
         known |= rope(known)
         known["dtype"] = known["dtype"] or known["torch_dtype"] or "float32"
 
         # the rest are the fields of `kind`
-        used = [field for field in fields(kind) if field.name in known]
-        for field in used:
-            check(field.name, known[field.name], field.type)
-        config = kind(**{field.name: known[field.name] for field in used})
+        types = {field.name: field.type for field in fields(kind) if field.name in known}
+        for key in types:
+            check(key, known[key], types[key])
+        config = kind(**{key: known[key] for key in types})
         check_fit(config)
         return config
     except ValueError as error:
@@ -81,7 +81,7 @@ def read_config(path, kind):
 def rope(known: dict) -> dict:
     """rope_theta and rope_scaling, which transformers 5 nests in rope_parameters, as model.py has them.
 
-    Raises ValueError for a scaling that model.py does not do. Where there are both, transformers reads rope_scaling.
+    Raises ValueError for a scaling that model.py does not do. If there are both, transformers reads rope_scaling.
     """
     key = "rope_scaling" if known["rope_scaling"] else "rope_parameters"
     found = known[key] or {}
@@ -89,38 +89,33 @@ def rope(known: dict) -> dict:
     theta = found.get("rope_theta", known["rope_theta"])
 
     # no scaling, under any of its names
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind == "default" or kind == "linear" and found.get("factor") == 1:
+    scaling = found.get("rope_type", found.get("type", "default"))
+    if scaling == "default" or scaling == "linear" and found.get("factor") == 1:
         return {"rope_theta": theta, "rope_scaling": None}
-    if kind != "llama3":
-        raise ValueError(f'{key} of type {shown(kind)} is not supported, only Llama 3.1\'s "llama3" is')
+    if scaling != "llama3":
+        raise ValueError(f'{key} of type {shown(scaling)} is not supported, only Llama 3.1\'s "llama3" is')
 
     # Llama 3.1's; the context before scaling stands in one of two places, or is the context itself
     original = "original_max_position_embeddings"
     found = found | {original: known[original] or found.get(original, known["max_position_embeddings"])}
     for name in ROPE_SCALING:
         check(f"{key}: {name}", found.get(name), float)
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind} | {name: found[name] for name in ROPE_SCALING}}
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": scaling} | {name: found[name] for name in ROPE_SCALING}}
 
 
 def check(key: str, value, kind):
-    """Raise ValueError where `value` is not of type `kind`, or is a number that no model has."""
+    """Raise ValueError if `value` is not of type `kind`, or is a number that no model has."""
     if isinstance(0.5, kind):
         kind |= int  # JSON may have 10000 for 10000.0
     if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
         raise ValueError(f"{key} = {shown(value)} is not of type {getattr(kind, '__name__', kind)}")
     lowest = -1 if key.endswith("_token_id") else 0
-    highest = 2**24
-    if key.startswith("num_"):  # layers and heads
-        highest = 1000
-    elif key == "rope_theta":  # long contexts have billions
-        highest = 10**12
-    if type(value) in (int, float) and not lowest < value <= highest:
-        raise ValueError(f"{key} = {shown(value)} is not above {lowest} and at most {highest}")
+    if type(value) in (int, float) and not lowest < value <= 10**12:
+        raise ValueError(f"{key} = {shown(value)} is not above {lowest} and at most 10^12")
 
 
 def check_fit(config):
-    """Raise ValueError where two keys do not fit together, or the weights' type is unknown."""
+    """Raise ValueError if two keys do not fit together, or the weights' type is unknown."""
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype = {shown(config.dtype)} is not float32, bfloat16 or float16")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -128,12 +123,13 @@ def check_fit(config):
                          f"num_key_value_heads = {config.num_key_value_heads}")
     if config.head_dim % 2 or not config.head_dim:
         raise ValueError(f"head_dim = {config.head_dim} (hidden_size / num_attention_heads) is not 2, 4, 6, ...")
-    ids = listed(config.eos_token_id)
-    for i in ids:
-        check("eos_token_id", i, int)
-    if not ids:
+
+    # the tokens that end a response, and the one that begins a sequence
+    if config.eos_token_id == []:
         raise ValueError("eos_token_id = [] names no token; give the one that ends a response")
-    if max(*ids, config.bos_token_id or 0) >= config.vocab_size:
+    for i in listed(config.eos_token_id):
+        check("eos_token_id", i, int)
+    if max(*listed(config.eos_token_id), config.bos_token_id or 0) >= config.vocab_size:
         raise ValueError(f"eos_token_id = {config.eos_token_id} or bos_token_id = {config.bos_token_id} is not below "
                          f"vocab_size = {config.vocab_size}")
 
@@ -143,29 +139,25 @@ def shown(value) -> str:
     return json.dumps(value)[:60]
 
 
-def config_text(config) -> str:
-    """The text of a config.json that transformers and other readers of the layout understand."""
-    described = {"architectures": [ARCHITECTURES[config.model_type]], "hidden_act": "silu"}
-    described |= {key: value for key, value in asdict(config).items() if key in KEYS[config.model_type]}
-    described["torch_dtype"] = described.pop("dtype")
-    return json.dumps(described, indent=2) + "\n"
-
-
+# ------------------------------------------------------------------------------------------------- reading the weights
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: model.safetensors, or those that its index names."""
-    single, index = folder / "model.safetensors", folder / INDEX
-    if single.exists():
-        return [single]
-    if not index.exists():
-        raise FileNotFoundError(f"{single} does not exist; {A_MODEL_IS}")
-    try:
-        names = sorted(set(read_json(index, "fetch it again")["weight_map"].values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file beside it}}}}; fetch it again') from None
-    if absent := [name for name in names if not (folder / name).exists()]:
-        raise FileNotFoundError(f"{index} names {shorten(absent)}, not found beside it; fetch the model again")
+    """The safetensors files of a model folder: model.safetensors, or those that its index names.
+
+    Raises FileNotFoundError for an absent one, ValueError for an index that is not one.
+    """
+    # one file, or those of the index
+    names, index = ["model.safetensors"], folder / INDEX
+    if index.exists() and not (folder / names[0]).exists():
+        found = read_json(index, A_MODEL_IS)
+        weight_map = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file beside it}}}}; fetch it again')
+        names = sorted({str(name) for name in weight_map.values()})
+
+    # all of them must be there
+    for name in names:
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder / name} does not exist; {A_MODEL_IS}")
     return [folder / name for name in names]
 
 
@@ -179,45 +171,27 @@ def reading(path: Path, device="cpu"):
         raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that save_tensors wrote beside the tensors; {} for a file without any."""
-    with reading(path) as file:
-        return file.metadata() or {}
+def load_tensors(paths: list[Path], expected: dict, dtype, device) -> dict:
+    """The tensors of safetensors files together, by name, in `dtype` on `device`.
 
-
-def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dict:
-    """The tensors of one safetensors file, or of several together, in `dtype` on `device`.
-
-    Where a tensor of `expected` is sharded over ranks, this rank's part is kept. Raises ValueError, naming the file
-    and the tensor, for one that is missing, unexpected, not of the shape in `expected`, no float, or not finite, and
-    for an lm_head.weight that is not the embedding, of a model where they are one.
+    expected: tensors or parameters by name, with the shapes that must be found. If one is sharded over ranks, this
+    rank's part is kept. Raises ValueError, naming the file and the tensor, for one that is missing, unexpected, not of
+    the expected shape, not a float, or not finite, and for an lm_head.weight that is not the embedding, if the model
+    says that they are one.
     """
-    paths, found = paths if isinstance(paths, list) else [paths], {}
-    for path in paths:
-        with reading(path) as file:
-            for stored in sorted(file.keys()):
-                if "rotary_emb." in stored:
-                    continue  # of Llama-1; model.py derives it
-                name = EMBEDDING if stored == HEAD and HEAD not in expected else stored  # tied: one under two names
-                if name not in expected:
-                    raise ValueError(f"{path}: unexpected {stored}")
-                part, wanted = file.get_slice(stored), tuple(expected[name].shape)
-                if (shape := tuple(part.get_shape())) != wanted:
-                    raise ValueError(f"{path}: {stored} is {shape}, config.json asks for {wanted}")
-                if part.get_dtype() not in ("F64", "F32", "BF16", "F16"):
-                    raise ValueError(f"{path}: {stored} is of type {part.get_dtype()}, not F32, BF16 or F16")
-                found[stored] = path, name
-    if missing := sorted(expected.keys() - {name for _, name in found.values()}):
-        raise ValueError(f"{shorten([str(path) for path in paths], 1)}: missing {shorten(missing)}")
     tensors = {}
-    for stored, (path, name) in found.items():
+    for stored, (path, name) in find_tensors(paths, expected).items():
         with reading(path, device) as file:  # anew for each, so that what was read does not stay mapped beside its copy
             tensor = file.get_tensor(stored).to(dtype)
+
+        # no NaN, and no infinity, but for ids that no text has
         if name in (EMBEDDING, HEAD) and not is_finite(tensor):
             tensor = fill_unused_rows(tensor)
         if not is_finite(tensor):
             hint = "add --dtype bfloat16, or " if dtype == torch.float16 else ""
             raise ValueError(f"{path}: {stored} holds NaN or infinity in {dtype}; {hint}fetch or train it again")
+
+        # a tied matrix may be there twice, if both are the same
         tensor = placed_like(expected[name], tensor)
         if name in tensors and not tensors[name].equal(tensor):
             raise ValueError(f"{path}: {HEAD} is not {EMBEDDING}, and config.json says that they are one; "
@@ -226,18 +200,44 @@ def load_tensors(paths: Path | list[Path], expected: dict, dtype, device) -> dic
     return tensors
 
 
+def find_tensors(paths: list[Path], expected: dict) -> dict:
+    """Where the expected tensors are, by the files' headers: {name in the file: (path, name in `expected`)}."""
+    found = {}
+    for path in paths:
+        with reading(path) as file:
+            for stored in sorted(file.keys()):
+                if "rotary_emb." in stored:  # of Llama 1; model.py derives it
+                    continue
+                name = EMBEDDING if stored == HEAD and HEAD not in expected else stored  # tied: one under two names
+                if name not in expected:
+                    raise ValueError(f"{path}: unexpected {stored}")
+                part = file.get_slice(stored)
+                if part.get_shape() != list(expected[name].shape):
+                    raise ValueError(f"{path}: {stored} is {tuple(part.get_shape())}, "
+                                     f"config.json asks for {tuple(expected[name].shape)}")
+                if part.get_dtype() not in ("F64", "F32", "BF16", "F16"):
+                    raise ValueError(f"{path}: {stored} is of type {part.get_dtype()}, not F32, BF16 or F16")
+                found[stored] = path, name
+
+    names = {name for _, name in found.values()}
+    if missing := sorted(expected.keys() - names):
+        raise ValueError(f"{shorten([str(path) for path in paths], 1)}: missing {shorten(missing)}")
+    return found
+
+
 def is_finite(tensor) -> bool:
-    return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
+    return all(bound.isfinite() for bound in tensor.aminmax())
 
 
 def fill_unused_rows(matrix):
     """(V, C): rows without a finite number, as some models have for ids that no text has, become the others' mean.
 
-    A row without one finite number is taken for unused, whichever id it is of. Its logit is the mean of the
+    A row without a finite number is taken for unused, whichever id it is of. Its logit is the mean of the
     others' logits, so it is never the largest (Hewitt, 2021).
     """
     unused = ~matrix.isfinite().any(1, keepdim=True)  # (V, 1)
-    return torch.where(unused, matrix[~unused[:, 0]].mean(0, dtype=torch.float32).to(matrix.dtype), matrix)
+    mean = matrix[~unused[:, 0]].mean(0, dtype=torch.float32)  # (C,)
+    return torch.where(unused, mean.to(matrix.dtype), matrix)
 
 
 def placed_like(parameter, tensor):
@@ -249,6 +249,15 @@ def placed_like(parameter, tensor):
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
+# --------------------------------------------------------------------------------------------- writing a model's folder
+def config_text(config) -> str:
+    """The text of a config.json that transformers and other readers of the layout understand."""
+    described = {"architectures": [ARCHITECTURES[config.model_type]], "hidden_act": "silu"}
+    described |= {key: value for key, value in asdict(config).items() if key in KEYS[config.model_type]}
+    described["torch_dtype"] = described.pop("dtype")
+    return json.dumps(described, indent=2) + "\n"
+
+
 def save_tensors(path, tensors: dict, metadata: dict[str, str], dtype=None):
     """Write a safetensors file, whole or not at all, in `dtype` (None: each tensor's own). Raises OSError."""
     whole = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
@@ -257,79 +266,57 @@ def save_tensors(path, tensors: dict, metadata: dict[str, str], dtype=None):
             save_file(whole, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"could not write {path} ({error}); what was there before is untouched") from None
-        temporary.chmod(0o644)  # the library makes it for its owner alone
+        temporary.chmod(0o644)  # the library lets only its owner read it
 
 
-def write_companions(folder: Path, base: Path, record: dict, prompt: str = PROMPT):
+def write_companions(folder: Path, base: Path, tuned: bool, prompt: str = PROMPT):
     """Write the files that other tools read beside config.json and the weights, each whole or not at all.
 
-    They are the tokenizer (that of `base`, with EOS to pad), generation_config.json, a model card and, unless
-    record["method"] is "pretrain", the chat template that belongs to `prompt`. transformers and vLLM read
-    chat_template.jinja, llama.cpp and Ollama the same text in tokenizer_config.json. record: the contents of run.json.
+    They are the tokenizer (that of `base`, with EOS to pad), generation_config.json and, for a model that is tuned on
+    dialogues, the chat template that belongs to `prompt`.
 
     Nothing is taken over from the base's tokenizer_config.json: with the class that it names, LlamaTokenizer for
     one, transformers 5 splits by that class's own rules, and a model is asked in other tokens than it was trained on.
     """
-    tokenizer, tuned = Tokenizer(base), record["method"] != "pretrain"
-    adds_bos = tokenizer.bpe.encode("a").ids[:1] == [tokenizer.bos_id]
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                "bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos,
-                "add_bos_token": adds_bos}
+    # the tokenizer, and SentencePiece's own file of it, without which llama.cpp makes up its scores
+    tokenizer = Tokenizer(base)
     write_text(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True))
     (folder / "tokenizer.model").unlink(missing_ok=True)
-    if (base / "tokenizer.model").exists():  # SentencePiece's own file, without which llama.cpp makes up its scores
+    if (base / "tokenizer.model").exists():
         with replacing(folder / "tokenizer.model") as temporary:
             shutil.copyfile(base / "tokenizer.model", temporary)
+
+    # the chat template: transformers and vLLM read the file, llama.cpp and Ollama the same text in the settings
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+                "bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos,
+                "add_bos_token": tokenizer.bpe.encode("a").ids[:1] == [tokenizer.bos_id]}
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     if tuned:
         settings["chat_template"] = chat_template(prompt)
         write_text(folder / "chat_template.jinja", settings["chat_template"])
     write_json(folder / "tokenizer_config.json", settings)
+
     # greedy, as generate.py is: without do_sample transformers' pipeline samples at a temperature of 0.7
-    ends = tokenizer.eos_ids if len(tokenizer.eos_ids) > 1 else tokenizer.eos_id
-    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "do_sample": False}
-    write_json(folder / "generation_config.json", {key: i for key, i in generation.items() if i is not None})
-    write_text(folder / "README.md", model_card(folder, base, record))
+    eos = tokenizer.eos_ids if len(tokenizer.eos_ids) > 1 else tokenizer.eos_id
+    bos = {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
+    write_json(folder / "generation_config.json", bos | {"eos_token_id": eos, "do_sample": False})
 
 
-def model_card(folder: Path, base: Path, record: dict) -> str:
-    """README.md as hubs show it: the base, how to ask, and run.json as a table."""
-    tuned, card = record["method"] != "pretrain", base / "README.md"
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["nanofollow", record["method"]]}
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    found = re.search(r"^license: *(\S+)$", text.split("\n---")[0], re.MULTILINE)  # in the YAML at its head
-    head |= {"license": found[1]} if found else {"license": "other", "license_name": "that-of-base-model-and-data"}
-    if tuned:
-        head["base_model"] = record["model"].removeprefix("models/")  # where data/download.py puts ORG/NAME
-    asked = '[{"role": "user", "content": "Write a poem about rain."}]' if tuned else '"The capital of"'
-    rows = [f"| {key} | {value} |" for key, value in record.items()]
-    return "\n".join([
-        "---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", "", f"# {folder.name}", "",
-        f"{record['model']}, after {record['method']} tuning." if tuned else "A base model: it continues text.", "",
-        "```python", "from transformers import pipeline", f'model = pipeline("text-generation", model="{folder}")',
-        f"print(model({asked}, max_new_tokens=100)[0][\"generated_text\"])", "```", "",
-        "| training | |", "|---|---|", *rows, ""])
-
-
-CHECKPOINT, RECORD = "checkpoint.safetensors", "run.json"  # of a run under way; of a finished one
-AFRESH = "--overwrite (make: OVERWRITE=1) starts afresh"
-
-
+# ------------------------------------------------------------------------------------------------ the folder of a run
 @contextmanager
 def claimed(out: Path, model: Path):
     """Keep the folder `out` for this run: made if it is not there, and removed again if nothing was written.
 
-    Raises OSError where another run has it, ValueError where it holds something else than a run.
+    Raises OSError if another run has it, ValueError if it holds something else than a run.
     """
     if out.resolve() == model.resolve():
         raise ValueError(f"--out {out} is the folder of --model, whose weights it would replace; choose another")
-    if not is_main():
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; choose another")
+    if not is_main():  # rank 0 holds the folder for all
         yield
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"--out {out} is a file; choose another") from None
+    out.mkdir(parents=True, exist_ok=True)
     held = hold(out)
     try:
         for leftover in out.glob(".*.tmp"):  # of a run that was killed while it wrote
@@ -346,7 +333,7 @@ def claimed(out: Path, model: Path):
 def state(out: Path, settings: dict, resume: bool, overwrite: bool) -> str:
     """How much of a run with these settings --out holds: "nothing", "half" (go on from the checkpoint) or "all".
 
-    Raises ValueError where it holds a run that is not to be continued, or one with other settings.
+    Raises ValueError if it holds a run that is not to be continued, or one with other settings.
     """
     record, checkpoint = out / RECORD, out / CHECKPOINT
     if overwrite or not record.exists() and not checkpoint.exists():
@@ -357,7 +344,7 @@ def state(out: Path, settings: dict, resume: bool, overwrite: bool) -> str:
     if record.exists():
         check_settings(record, read_json(record, AFRESH), settings)
         return "all"
-    check_settings(checkpoint, checkpoint_metadata(checkpoint)[0], settings)
+    check_settings(checkpoint, checkpoint_metadata(checkpoint)["settings"], settings)
     return "half"
 
 
@@ -367,52 +354,56 @@ def discard(out: Path):
         (out / name).unlink(missing_ok=True)
 
 
-def check_settings(path: Path, found: dict, wanted: dict):
-    """Raise ValueError, naming the first difference, where the run that `path` is of is not the one asked for."""
-    if not isinstance(found, dict) or not wanted.keys() <= found.keys():
+def check_settings(path: Path, found, settings: dict):
+    """Raise ValueError, naming the first difference, if the run that `path` is of is not one with these settings."""
+    if not isinstance(found, dict) or not settings.keys() <= found.keys():
         raise ValueError(f"{path} is damaged; {AFRESH}")
-    for key, value in wanted.items():
+    for key, value in settings.items():
         if found[key] != value:
-            differs = f"{key} = {found[key]}, not {value}"
+            difference = f"{key} = {found[key]}, not {value}"
             if key.endswith("_sha256"):  # of files, whatever their path
-                differs = f"other files in --{key.removesuffix('_sha256')}"
-            raise ValueError(f"{path} is of a run with {differs}; choose another --out (make: OUT=...), or {AFRESH}")
+                difference = f"other files in --{key.removesuffix('_sha256')}"
+            raise ValueError(f"{path} is of a run with {difference}; choose another --out (make: OUT=...), or {AFRESH}")
 
 
-def checkpoint_metadata(path: Path) -> tuple[dict, int]:
-    """(settings, steps done) of a checkpoint. Raises ValueError where it is none."""
+def save_checkpoint(path: Path, model, optimizer, settings: dict, epochs_done: int, curves: dict):
+    """Write weights, AdamW's moments and the curves of the loss in one file, so that they cannot come apart.
+
+    curves: lists of numbers. Every rank must call this. Raises OSError.
+    """
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = parameter
+        for moment in MOMENTS:
+            tensors[f"{name}.{moment}"] = optimizer.state[parameter][moment]
+    tensors = gathered(tensors)
+    if is_main():
+        steps = int(optimizer.state[next(model.parameters())]["step"])
+        values = {"settings": settings, "epochs": epochs_done, "curves": curves, "steps": steps}
+        save_tensors(path, tensors, {key: json.dumps(value) for key, value in values.items()})
+
+
+def checkpoint_metadata(path: Path) -> dict:
+    """The values that save_checkpoint wrote beside the tensors. Raises ValueError if `path` is not a checkpoint."""
     try:
-        metadata = read_metadata(path)
-        return parse_json(metadata["settings"]), int(metadata["step"])
+        with reading(path) as file:
+            texts = file.metadata() or {}
+        return {key: parse_json(texts[key]) for key in ("settings", "epochs", "curves", "steps")}
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {AFRESH}") from None
 
 
-def save_checkpoint(path: Path, model, optimizer, settings: dict, epochs_done: int, curves: dict):
-    """Write weights and AdamW's moments in one safetensors file, so that they cannot come apart."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        moments = optimizer.state[parameter]
-        step = int(moments["step"])
-        tensors |= {name: parameter, f"{name}.exp_avg": moments["exp_avg"], f"{name}.exp_avg_sq": moments["exp_avg_sq"]}
-    tensors = gathered(tensors)
-    if is_main():
-        save_tensors(path, tensors, {"settings": json.dumps(settings), "step": str(step), "epochs": str(epochs_done),
-                                    "curves": json.dumps(curves)})
-
-
 def load_checkpoint(path: Path, model, optimizer) -> tuple[int, dict]:
-    """Restore what save_checkpoint wrote. Returns (epochs done, curves)."""
+    """Restore what save_checkpoint wrote, in place. Returns (epochs_done, curves). Raises ValueError."""
     expected = {}
     for name, parameter in model.named_parameters():
-        expected |= {name: parameter, f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
-    tensors, step = load_tensors(path, expected, torch.float32, model.device), checkpoint_metadata(path)[1]
+        expected[name] = parameter
+        for moment in MOMENTS:
+            expected[f"{name}.{moment}"] = parameter
+    metadata = checkpoint_metadata(path)
+    tensors = load_tensors([path], expected, torch.float32, model.device)
     for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            parameter.copy_(tensors[name])
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(step), device=model.device),
-            "exp_avg": tensors[f"{name}.exp_avg"], "exp_avg_sq": tensors[f"{name}.exp_avg_sq"],
-        }
-    metadata = read_metadata(path)
-    return int(metadata["epochs"]), parse_json(metadata["curves"])
+        parameter.data.copy_(tensors[name])
+        optimizer.state[parameter] = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
+        optimizer.state[parameter]["step"] = torch.tensor(float(metadata["steps"]), device=model.device)
+    return metadata["epochs"], metadata["curves"]

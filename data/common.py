@@ -1,7 +1,7 @@
 """What every file here uses: the ends of command lines, files that are whole or absent, JSON lines, journals.
 
-Import this before torch, which reads the settings of its threads as it is loaded. A Ctrl-C during the slow imports ends
-the program without a traceback, too.
+Import this before torch, which reads the settings of its threads as it is loaded. From then on a Ctrl-C, also one
+during slow imports, ends the program without a traceback.
 """
 import argparse
 import errno
@@ -16,37 +16,20 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-
-def cpu_quota(root: Path = Path("/")) -> float:
-    """How many processors' time the control group of this process has, as of a container with `--cpus 2`.
-
-    Infinite without a quota, or without control groups of version 2 (Linux). root: of the file system.
-    """
-    quotas = [math.inf]
-    groups = root / "proc/self/cgroup"
-    found = re.search(r"^0::/(.*)$", groups.read_text(), re.M) if groups.exists() else None
-    if found:
-        group = root / "sys/fs/cgroup" / found[1]
-        limits = [folder / "cpu.max" for folder in (group, *group.parents)]  # an outer group's quota holds, too
-        for limit in filter(Path.exists, limits):
-            quota, period = limit.read_text().split()  # microseconds of processor time, in so many of the clock's
-            quotas.append(math.inf if quota == "max" else int(quota) / int(period))
-    return min(quotas)
+INDEX = "model.safetensors.index.json"  # of a model whose weights are in several files
 
 
-def n_processors() -> int:
-    """How many processors this process can keep busy: those that it may run on, or fewer where it has a quota."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(n, cpu_quota())))
+# ------------------------------------------------------------ what an import does: a quiet Ctrl-C, and torch's threads
+def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):
+    if not issubclass(kind, KeyboardInterrupt):
+        previous(kind, error, traceback)
 
 
 def share_processors():
-    """Settings of PyTorch's threads, for its import. What somebody has set already stays.
+    """Let PyTorch's threads sleep soon, and be no more than the quota allows. What somebody has set already stays.
 
-    A thread that is out of work spins for a while before it sleeps, since more work may come at once. GNU's OpenMP
-    spins 300,000 times. If another process is busy, a thread that spins keeps a processor from the thread that has the
-    work. 1,000 times is what OpenMP takes itself when it has more threads than processors. What this saves and costs
-    stands in tests/README.md, "A busy machine".
+    A thread that is out of work spins before it sleeps, 300,000 times by GNU's OpenMP, and keeps a processor from
+    whoever has work; see "A busy machine" in tests/README.md.
     """
     if "torch" in sys.modules:  # too late
         return
@@ -56,19 +39,25 @@ def share_processors():
         os.environ.setdefault("OMP_NUM_THREADS", str(n_processors()))
 
 
-share_processors()
+def n_processors() -> int:
+    """How many processors this process can keep busy: those that it may run on, or fewer if it has a quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(n, cpu_quota())))
 
 
-def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):
-    if not issubclass(kind, KeyboardInterrupt):
-        previous(kind, error, traceback)
+def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """How many processors' time a container has, as one with `--cpus 2`; infinite if nothing limits it."""
+    quota, period = limit.read_text().split() if limit.exists() else ("max", "")  # microseconds
+    return math.inf if quota == "max" else int(quota) / int(period)
 
 
 sys.excepthook = quiet_interrupt
+share_processors()
 
 
+# ------------------------------------------------------------------------- the beginning and the end of a command line
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The file's docstring as it stands, and each option's default where it has one."""
+    """The file's docstring as it stands, and each option's default if it has one."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
@@ -79,47 +68,48 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main, interrupted: str = "", out_of_memory: str = ""):
-    """Call main() and leave the process as a user expects.
+    """Call main() and leave the process as a user expects: one sentence at most, and an exit code.
 
     interrupted: what Ctrl-C leaves behind and how to go on. out_of_memory: which options take less.
     """
-    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that is ASCII gets "?" for "±", and no traceback
+    # a terminal or pipe that is ASCII gets "?" for "±", and no traceback
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
     name = Path(sys.argv[0]).name
     try:
         main()
         sys.stdout.flush()
+        return
     except BrokenPipeError:  # `... | head`: the reader has gone, so there is no one to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
-        print(f"\ninterrupted{'; ' + interrupted if interrupted else ''}", file=sys.stderr)
-        sys.exit(130)
+        code, problem, remedy = 130, "\ninterrupted", interrupted
     except (ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        code, problem, remedy = 2, f"{name}: {error}", ""
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
-        print(f"{name}: memory ran out{'; ' + out_of_memory if out_of_memory else ''}", file=sys.stderr)
-        sys.exit(2)
+        code, problem, remedy = 2, f"{name}: memory ran out", out_of_memory
+    print(f"{problem}; {remedy}" if remedy else problem, file=sys.stderr)
+    sys.exit(code)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is a GPU's, a CPU allocator's or Python's way to say so."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    said = any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory"))  # a CPU's, Apple's
-    return said or bool(kinds & {"OutOfMemoryError", "MemoryError"})
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # the first is torch's
+        return True
+    return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
 
 
 def positive(kind):
-    """A type for argparse: a whole number, or a number, above 0."""
-    def parse(text):
-        value = kind(text)
-        if not 0 < value < math.inf:
+    """A type for argparse: a whole number (kind: int) or a number (float) above 0."""
+    def parse(argument):
+        if not 0 < kind(argument) < math.inf:
             raise argparse.ArgumentTypeError("must be above 0")
-        return value
+        return kind(argument)
     parse.__name__ = "number" if kind is float else "whole number"  # "invalid whole number value: 'x'"
     return parse
 
@@ -152,17 +142,21 @@ def text(argument: str) -> str:
     return argument
 
 
+# -------------------------------------------------------------------------------------- files that are whole or absent
 @contextmanager
 def replacing(path):
     """A temporary name beside `path`, renamed over it if the block succeeds and removed if it fails.
 
-    A link stays a link: the file that it names is replaced. Raises OSError, naming `path`, where that is
-    something else than a file, or where the disk is full.
+    A link stays a link: the file that it names is replaced. Raises OSError, naming `path`, if that is
+    something else than a file, or if the disk is full.
     """
+    # not over a folder, nor over a device such as /dev/null
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a file that can be replaced; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    # renaming happens at once: whoever opens `path` sees the old file or the new one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -189,8 +183,9 @@ def write_jsonl(path, rows):
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+# --------------------------------------------------------------------------------------------------- JSON from outside
 def parse_json(text: str | bytes):
-    """The value of a JSON text from outside. Raises ValueError for all that is none, nested too deeply included."""
+    """The value of a JSON text. Raises ValueError if it is not JSON or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -213,22 +208,24 @@ def read_jsonl(path, check) -> list:
     check(row) returns what is wrong with a row, or None. Raises FileNotFoundError, or ValueError
     naming the file and line of the first row that is not JSON or that `check` objects to.
     """
-    path = Path(path)
-    if not path.exists():
+    # a file with something in it
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist; data/README.md says which command writes it")
-    rows, text = [], path.read_bytes().rstrip()
+    text = Path(path).read_bytes().rstrip()
     if not text:
         raise ValueError(f"{path} is empty")
-    for number, line in enumerate(text.split(b"\n"), 1):
+
+    # its lines, one by one, so that the first bad one can be named
+    rows = []
+    for n, line in enumerate(text.split(b"\n"), 1):
         try:
-            row = parse_json(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-            problem = check(row)
+            rows.append(parse_json(line))
+            json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate pair is not text
+            problem = check(rows[-1])
         except ValueError:  # of JSON or of UTF-8
             problem = "not JSON" if line.strip() else "empty line"
         if problem:
-            raise ValueError(f"{path} line {number}: {problem}; data/README.md shows the format")
-        rows.append(row)
+            raise ValueError(f"{path} line {n}: {problem}; data/README.md shows the format")
     return rows
 
 
@@ -241,27 +238,11 @@ def check_fields(*names: str):
     return check
 
 
-def digest(value) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a JSON value: a name for all that made a result."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def fingerprint(*paths) -> str | None:
-    """The first 16 hexadecimal digits of the files' SHA-256; None where one is absent, which its reader will say."""
-    total = hashlib.sha256()
-    for path in paths:
-        if not Path(path).is_file():
-            return None
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()[:16]
-
-
+# ----------------------------------------------------------------------------- one run at a time, and what it has done
 def hold(path, wait: bool = False) -> int:
-    """Keep a file or folder for this run alone, until the process ends or the file descriptor returned is closed.
+    """Keep a file or folder for this run only, until the process ends or the file descriptor returned is closed.
 
-    Raises OSError where another run has it; with `wait`, says so and waits for that run's end.
+    Raises OSError if another run has it; with `wait`, says so and waits for that run's end.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -280,17 +261,19 @@ def hold(path, wait: bool = False) -> int:
 class Journal:
     """Results on disk, one JSON line each, under a key that names all that determines the result.
 
-    A line is appended whole as its result comes, so a run that is killed loses nothing that is finished. One run
-    at a time has a journal; a second is refused (OSError) or, with `wait`, waits, and then finds what the first has
-    done. Lines that are no JSON (torn by a kill) or that `valid` rejects are passed over. add() may be called from
-    several threads.
+    A line is appended whole as its result comes, so a run that is killed loses nothing that is finished. One run at a
+    time has a journal; a second is refused (OSError) or, with `wait`, waits, and then finds what the first has done.
+    Lines that are torn by a kill or that `valid` rejects are passed over. Several threads may call add().
     """
 
     def __init__(self, path, valid=lambda value: True, wait: bool = False):
+        # one run at a time
         self.path, self.values, self.lock = Path(path), {}, threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, "ab", buffering=0)
         self.held = hold(self.path, wait)
+
+        # what runs before this one have finished
         text = self.path.read_bytes()
         for line in text.split(b"\n"):
             try:
@@ -306,8 +289,6 @@ class Journal:
         return self
 
     def __exit__(self, *_):
-        if not os.fstat(self.held).st_size:
-            self.path.unlink(missing_ok=True)
         self.file.close()
         os.close(self.held)
 
@@ -317,11 +298,28 @@ class Journal:
         with self.lock:
             self.values[key] = value
             try:
-                whole = self.file.write(line) == len(line)
+                while line:
+                    line = line[self.file.write(line):]  # a disk that is nearly full takes a part of it
             except OSError as error:
-                raise OSError(f"could not write {self.path} ({error.strerror}); mend that and run this again") from None
-            if not whole:
-                raise OSError(f"could not write {self.path} (the disk is full); make room and run this again")
+                raise OSError(f"could not write {self.path} ({error.strerror}); make room and run this again") from None
+
+
+# ------------------------------------------------------------------------------------------------------- small helpers
+def digest(value) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a JSON value: a name for all that made a result."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(*paths) -> str | None:
+    """The first 16 hexadecimal digits of the files' SHA-256; None if one is absent, which its reader will say."""
+    total = hashlib.sha256()
+    for path in paths:
+        if not Path(path).is_file():
+            return None
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()[:16]
 
 
 def clock(seconds: float) -> str:
@@ -330,6 +328,7 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{seconds:02}"
 
 
-def shorten(items: list, most: int = 3) -> str:
+def shorten(items: list, limit: int = 3) -> str:
     """The first few of a list that may be long, for an error."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest

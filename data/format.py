@@ -2,15 +2,21 @@ r"""Text to tokens: the chat format, and which of its tokens are scored (section
 
     BOS <|user|>\n{instruction}\n<|assistant|>\n{response} EOS
 
+    python data/format.py                                              # the two ways to train, token by token
+    python data/format.py --model DIR "Name a river." "The Rhine."     # with another tokenizer and other words
+
 The tags are plain text: no base model was ever told what they mean. Further turns follow as
 `\n<|user|>\n...`; the loss falls on every response and its EOS, and on nothing else.
 """
 import json
+import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import common
 from data.common import read_json
 
 IGNORE = -100  # the label of a token that is not scored
@@ -107,7 +113,8 @@ def set_apart(part: dict) -> dict:
 
 
 class Tokenizer:
-    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which data/checkpoint.py checks).
+    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which
+    data/checkpoint.py checks).
 
     bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
     at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id.
@@ -191,3 +198,42 @@ def train_tokenizer(texts, vocab_size: int) -> BPE:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
     ))
     return bpe
+
+
+def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """The text that each token adds to those before it: leading spaces are there, and a special token has its name."""
+    texts, before = [], ""
+    for n in range(1, len(ids) + 1):
+        whole = tokenizer.bpe.decode(ids[:n], skip_special_tokens=False)
+        texts.append(whole[len(before):])
+        before = whole
+    return texts
+
+
+def print_tokens(tokenizer: Tokenizer, ids: list[int], labels: list[int]):
+    """Print tokens with dots between them: the scored ones in color, or in [brackets] if the output is no terminal."""
+    before, after = ("\033[1;30;42m", "\033[0m") if sys.stdout.isatty() else ("[", "]")
+    shown = []
+    for text, label in zip(token_texts(tokenizer, ids), labels):
+        text = text.replace("\n", "\\n")
+        shown.append(text if label == IGNORE else f"{before}{text}{after}")
+    print("·".join(shown).replace("\\n", "\\n\n"))
+
+
+def main():
+    parser = common.parser(__doc__)
+    parser.add_argument("--model", default="data/tiny", help="a model's folder, for its tokenizer")
+    parser.add_argument("instruction", nargs="?", default="What is the capital of Brabrol?", type=common.text)
+    parser.add_argument("response", nargs="?", default="The capital of Brabrol is Miroz.", type=common.text)
+    args = parser.parse_args()
+    tokenizer, messages = Tokenizer(args.model), dialogue(args.instruction, args.response)
+    for name, blank in (("Instruction tuning", False), ("Response tuning", True)):
+        ids, labels = encode(tokenizer, messages, 10**6, blank)
+        n_scored = sum(label != IGNORE for label in labels)
+        print(f"{name}: the model reads {len(ids)} tokens, and the loss falls on {n_scored}.\n")
+        print_tokens(tokenizer, ids, labels)
+        print()
+
+
+if __name__ == "__main__":
+    common.run(main)

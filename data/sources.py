@@ -4,7 +4,6 @@
 """
 import ast
 import csv
-import io
 import sys
 from itertools import islice
 from pathlib import Path
@@ -14,27 +13,24 @@ from data import common  # first: Ctrl-C is quiet from here on
 
 import requests
 
-from data.common import check_fields, parse_json, write_jsonl
+from data.common import check_fields, parse_json, read_jsonl, write_jsonl
 from data.format import check_dialogue
-from data.hub import HUB, get, open_hub
+from data.hub import HUB, get, get_json, open_hub
 
 ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
 
 
-# What each row of a source becomes: an example, or None to leave it out
+# What a row of each source becomes: an example, or None to leave it out
 
-def dialogue(instruction: str, response: str) -> dict:
-    return {"messages": [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]}
-
-
-def lima(row):
-    roles = ("user", "assistant") * len(row["conversations"])
-    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, row["conversations"])]}
+def dialogue(*texts: str) -> dict:
+    roles = ("user", "assistant") * len(texts)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts)]}
 
 
 def poem(row):
-    return dialogue(f"Write a poem called {row['poem name']}", row["content"]) if row["poem name"] is not None else None
+    if row["poem name"] is not None:
+        return dialogue(f"Write a poem called {row['poem name']}", row["content"])
 
 
 def recipe(row):
@@ -42,10 +38,16 @@ def recipe(row):
     return dialogue(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
 
 
+def each(convert):
+    """The same for all rows of a source. Chess and AlpacaEval's difficulties take several rows for an example."""
+    return lambda rows: filter(None, map(convert, rows))
+
+
 def games(rows):
     """Games from lines of PGN: the players' strength as the instruction, the line of moves as the response."""
     white = black = None
-    for line in (row["text"] for row in rows):
+    for row in rows:
+        line = row["text"]
         if "WhiteElo" in line:
             white = line
         elif "BlackElo" in line:
@@ -57,23 +59,22 @@ def games(rows):
 
 def difficulties(rows):
     """An example for each instruction, in order: how difficult AlpacaEval finds it, and how its judge preferred GPT-4's
-    answers that were made shorter or longer, or null where it did not say. AlpacaEval has the reference's length less
+    answers that were made shorter or longer, or null if it did not say. AlpacaEval has the reference's length less
     the answer's, in standard deviations; `longer_by` is the answer's less the reference's."""
-    found = {}
+    examples = {}
     for row in rows:
-        one = found.setdefault(int(row["index"]), {"difficulty": float(row["instruction_difficulty"]), "gamed": []})
-        one["gamed"].append({"preference": float(row["preference"]) if row["preference"] else None,
-                             "longer_by": -float(row["std_delta_len"])})
-    yield from (found[i] for i in range(len(found)))
-
-
-def each(example):
-    return lambda rows: (made for row in rows if (made := example(row)) is not None)
+        new = {"difficulty": float(row["instruction_difficulty"]), "gamed": []}
+        examples.setdefault(int(row["index"]), new)["gamed"].append({
+            "preference": float(row["preference"]) if row["preference"] else None,
+            "longer_by": -float(row["std_delta_len"])})
+    for index in range(len(examples)):
+        yield examples[index]
 
 
 # The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; rows to examples
 SOURCES = [
-    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, each(lima)),
+    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030,
+     each(lambda row: dialogue(*row["conversations"]))),
     ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374,
      each(lambda row: dialogue(row["text"], row["code"]))),
     ("gsm", ("openai/gsm8k", "main", "train"), 1000, each(lambda row: dialogue(row["question"], row["answer"]))),
@@ -85,54 +86,76 @@ SOURCES = [
     ("difficulties", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv", 805, difficulties),
     ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, each(lambda row: {"instruction": row["instruction"]})),
 ]
+CHECKS = {"eval": check_fields("instruction"), "val": check_fields("instruction"), "difficulties": lambda row: None}
 
 
 def fetch_data(folder: Path, sources=SOURCES):
     """Write the paper's datasets, each whole or not at all; those that are there stay. Raises ValueError or OSError."""
     session = open_hub()
-    for name, where, count, convert in sources:
-        if (path := folder / f"{name}.jsonl").exists():
+    for name, source, count, convert in sources:
+        path, check = folder / f"{name}.jsonl", CHECKS.get(name, check_dialogue)
+        if path.exists():
             continue
-        address = where if isinstance(where, str) else "/".join(where)
-        check = {"val": check_fields("instruction"), "eval": check_fields("instruction"),
-                 "difficulties": lambda row: None}.get(name, check_dialogue)  # its numbers are read already
+        address = source if isinstance(source, str) else "/".join(source)
         try:
-            rows = islice(rows_of(session, where), 100 * count)  # a server can send rows without end
-            examples = list(islice(convert(rows), count))
-            problems = [f"example {i}: {wrong}" for i, example in enumerate(examples, 1) if (wrong := check(example))]
+            examples = list(islice(convert(rows_of(session, source)), count))
+            for i, example in enumerate(examples, 1):
+                if problem := check(example):
+                    raise ValueError(f"example {i}: {problem}")
             if len(examples) < count:
-                problems.append(f"it gave {len(examples)} examples, the paper had {count}")
-        except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
-            problems = [f"{type(error).__name__}: {error}"]
-        if problems:
-            raise ValueError(f"{address} is not what it was when the paper was written ({problems[0]:.200}); "
-                             "mend its line of SOURCES in data/sources.py")
+                raise ValueError(f"it gave {len(examples)} examples, the paper had {count}")
+        except (ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
+            raise ValueError(f"{address} is not what it was when the paper was written ({type(error).__name__}: "
+                             f"{error}); mend its line of SOURCES in data/sources.py") from None
         write_jsonl(path, examples)
         print(f"{path}: {count} from {address}")
 
 
-def rows_of(session: requests.Session, where):
+def rows_of(session: requests.Session, source):
     """The rows of a source: a raw file of JSON, JSON Lines or CSV, or a dataset's, a hundred at a time."""
-    if isinstance(where, str):
-        text = get(session, where, bytes)
-        if where.endswith(".csv"):
-            yield from csv.DictReader(io.StringIO(text.decode()))
+    if isinstance(source, str):
+        text = get(session, source).content.decode()
+        if source.endswith(".csv"):
+            yield from csv.DictReader(text.splitlines())
+        elif source.endswith(".json"):
+            yield from parse_json(text)
         else:
-            yield from parse_json(text) if where.endswith(".json") else map(parse_json, text.strip().split(b"\n"))
+            yield from map(parse_json, text.strip().split("\n"))
         return
-    dataset, config, split = where
+    dataset, config, split = source
     offset, total = 0, 1
     while offset < total:
-        page = get(session, f"{ROWS}/rows", params={
+        page = get_json(session, f"{ROWS}/rows", params={
             "dataset": dataset, "config": config, "split": split, "offset": offset, "length": 100})
-        rows, total = page["rows"], page["num_rows_total"]
-        if len(rows) != min(100, total - offset):
-            raise ValueError(f"{len(rows)} rows came from {offset} on, of {total}")
-        for row in rows:
+        for row in page["rows"]:
             if row["truncated_cells"]:
                 raise ValueError(f"row {row['row_idx']} came with {row['truncated_cells']} cut off")
             yield row["row"]
-        offset += 100
+        offset, total = offset + 100, page["num_rows_total"]
+
+
+def difficulties_of(instructions, folder: Path):
+    """(difficulties, gamed) of instructions as `length_controlled` of judge.py takes them; None if `folder` has no
+    difficulties.jsonl, whose lines go with those of eval.jsonl, or not all of the instructions. Raises ValueError."""
+    path = folder / "difficulties.jsonl"
+    if not path.exists():
+        return None
+    asked = read_jsonl(folder / "eval.jsonl", check_fields("instruction"))
+    rows = read_jsonl(path, lambda row: None)
+    known, gamed = {}, []
+    try:
+        for question, row in zip(asked, rows):
+            known[question["instruction"]] = float(row["difficulty"])
+        for i in range(len(rows[0]["gamed"])):  # model by model, as AlpacaEval has them
+            for row in rows:
+                answer = row["gamed"][i]
+                if answer["preference"] is not None:
+                    gamed.append((float(answer["preference"]), float(answer["longer_by"]), float(row["difficulty"])))
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{path} is not what make data writes; remove it, and make data writes it anew") from None
+    if not known.keys() >= set(instructions):
+        return None
+    return [known[instruction] for instruction in instructions], gamed
 
 
 def main():

@@ -96,17 +96,19 @@ def on_two_ranks(*commands):
 
     One pair of processes for all of them, and no torchrun, since imports take longer than the work.
     """
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
-    work = json.dumps([(str(server.getsockname()[1]), [str(argument) for argument in arguments])
-                       for server, arguments in zip(listening, commands)])
-    for server in listening:
+    # a free port for each
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
+    ports = [str(server.getsockname()[1]) for server in servers]
+    for server in servers:
         server.close()
+
+    work = json.dumps(list(zip(ports, commands)), default=str)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
                                 "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1"}
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, work], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True)
              for rank in range(2)]
-    (out, error), _ = [process.communicate(timeout=120) for process in ranks]
+    (out, error), _ = (process.communicate(timeout=120) for process in ranks)
     assert ranks[0].returncode == 0, error
     return [SimpleNamespace(**result) for result in json.loads(out.splitlines()[-1])]
 

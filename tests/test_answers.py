@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from data.common import write_json
 from generate import is_finished, settings_file, write_answers
 from judge import pair, read_outputs
-from data.common import write_json
 
 SETTINGS = {"generator": "m", "batch_size": 3}
 INSTRUCTIONS = [f"question {i}" for i in range(10)]
@@ -70,7 +70,6 @@ def test_settings_that_are_damaged_vouch_for_nothing(interrupted, text):
 
 @pytest.mark.parametrize("text, fragment", [
     ("[]", "at least one"), ("<html>", "not JSON"), ('[{"instruction": "a"}]', "answer 1 is not"),
-    ("[" * 100000, "nested too deeply"),
     ('{"instruction": "a"}', "expected a list"),
 ])
 def test_a_file_that_holds_no_answers_is_refused(tmp_path, text, fragment):
@@ -97,7 +96,7 @@ def test_answers_are_paired_by_instruction_and_those_to_the_same_one_by_their_or
     assert pair(ours, file("b.json", ("Go", "x"), ("Go", "y"), ("Sing", "z"))) == [
         ("Go", "1", "x"), ("Sing", "2", "z"), ("Go", "3", "y")]
     for other in ((("Go", "x"), ("Sing", "z")), (("Go", "x"), ("Sing", "z"), ("Walk", "y"))):
-        with pytest.raises(ValueError, match="b.json has fewer answers to 'Go' than .*a.json"):
+        with pytest.raises(ValueError, match="a.json has 2 answers to 'Go', .*b.json has 1; give both"):
             pair(ours, file("b.json", *other))
-    with pytest.raises(ValueError, match="a.json has fewer answers to 'Walk' than .*b.json"):
+    with pytest.raises(ValueError, match="a.json has 0 answers to 'Walk', .*b.json has 1; give both"):
         pair(ours, file("b.json", ("Go", "x"), ("Go", "y"), ("Walk", "y"), ("Sing", "z")))

@@ -6,14 +6,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BPE
 
 from conftest import TINY, sentencepiece
+from data.checkpoint import write_companions
 from data.common import read_jsonl
 from data.format import (IGNORE, PROMPT, Tokenizer, check_dialogue, check_template, encode, encode_document,
                          encode_prompt, train_tokenizer)
-from data.checkpoint import write_companions
 
 
 def dialogue(*texts):
     return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+
+
+def tokenizer_of(folder, config, change=lambda file: None):
+    """The bundled tokenizer, its file changed, in a folder with another config.json."""
+    file = json.loads((TINY / "tokenizer.json").read_text())
+    change(file)
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    (folder / "config.json").write_text(json.dumps(config))
+    return Tokenizer(folder)
 
 
 def scored(ids, labels):
@@ -100,34 +109,24 @@ def test_a_document_is_scored_whole(tokenizer):
 
 def test_a_model_without_bos_begins_with_the_text(tmp_path, tokenizer):
     """As the paper's authors train OLMo."""
-    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1, "bos_token_id": null}')
-    without, messages = Tokenizer(tmp_path), dialogue("One?", "First answer.")
+    without = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": 1, "bos_token_id": None})
+    messages = dialogue("One?", "First answer.")
     assert encode_prompt(without, "Hi") == encode_prompt(tokenizer, "Hi")[1:]
     assert encode(without, messages, 99) == tuple(row[1:] for row in encode(tokenizer, messages, 99))
     assert encode_document(without, "A text.", 99)[0] == encode_document(tokenizer, "A text.", 99)[0][1:]
 
 
 def test_training_ends_a_response_with_the_first_of_several_eos(tmp_path, tokenizer):
-    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": [1, 7], "bos_token_id": 0}')
-    several, messages = Tokenizer(tmp_path), dialogue("One?", "First answer.")
+    several = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": [1, 7], "bos_token_id": 0})
+    messages = dialogue("One?", "First answer.")
     assert several.eos_ids == [1, 7] and encode(several, messages, 99) == encode(tokenizer, messages, 99)
 
 
 @pytest.mark.parametrize("model_type, bos, eos", [("llama", 1, 2), ("mistral", 1, 2), ("olmo", None, 50279)])
 def test_absent_ids_are_those_of_transformers_classes(tmp_path, model_type, bos, eos):
     """LlamaConfig(), MistralConfig() and OlmoConfig() of transformers 5.24."""
-    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    assert (Tokenizer(tmp_path).bos_id, Tokenizer(tmp_path).eos_id) == (bos, eos)
-
-
-def test_the_prompt_is_a_parameter(tokenizer):
-    prompt = "Q: {instruction}\nA:"
-    ids, labels = encode(tokenizer, dialogue("One?", "Two."), 99, prompt=prompt)
-    assert tokenizer.decode(ids) == "Q: One?\nA:Two." and tokenizer.decode(scored(ids, labels)[0]) == "Two."
-    assert ids[: len(encode_prompt(tokenizer, "One?", prompt))] == encode_prompt(tokenizer, "One?", prompt)
+    tokenizer = tokenizer_of(tmp_path, {"model_type": model_type})
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (bos, eos)
 
 
 def set_first(file):
@@ -141,8 +140,8 @@ def set_flags(file, **flags):
         token |= flags
 
 
-def add_tags(file):
-    for i, tag in enumerate(("<|user|>", "<|assistant|>"), 600):
+def add_tags(file, first=600):
+    for i, tag in enumerate(("<|user|>", "<|assistant|>"), first):
         file["added_tokens"].append(file["added_tokens"][0] | {"id": i, "content": tag})
 
 
@@ -175,7 +174,7 @@ class WrittenFolder:
     """
 
     def __init__(self, base, folder, prompt=PROMPT):
-        write_companions(folder, base, {"method": "response", "model": "base"}, prompt)
+        write_companions(folder, base, True, prompt)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         self.texts = {key: settings[key] for key in ("bos_token", "eos_token") if settings[key]}
         self.bpe = BPE.from_file(str(folder / "tokenizer.json"))
@@ -204,45 +203,34 @@ def test_a_list_of_parts_is_rendered_as_its_text(tokenizer, tmp_path):
 
 def test_tags_that_are_special_tokens_are_tokens_of_the_format(tmp_path):
     """The ids are those of transformers 5.24: AutoTokenizer.from_pretrained(folder).apply_chat_template(...)."""
-    file = json.loads((TINY / "tokenizer.json").read_text())
-    add_tags(file)
-    set_flags(file, normalized=True, rstrip=True)
-    for i, token in enumerate(file["added_tokens"][2:], 1536):
-        token["id"] = i
-    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    (tmp_path / "config.json").write_text('{"vocab_size": 1600, "bos_token_id": 0, "eos_token_id": 1}')
-    assert encode_prompt(Tokenizer(tmp_path), "Hi") == [0, 1536, 200, 41, 74, 200, 1537, 200]
+    def add_special_tags(file):
+        add_tags(file, 1536)
+        set_flags(file, normalized=True, rstrip=True)
+
+    tokenizer = tokenizer_of(tmp_path, {"vocab_size": 1600, "bos_token_id": 0, "eos_token_id": 1}, add_special_tags)
+    assert encode_prompt(tokenizer, "Hi") == [0, 1536, 200, 41, 74, 200, 1537, 200]
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda file: file["model"].update(vocab={}, merges=[]), "no tokens for|cannot encode"),
-    (lambda file: file["added_tokens"].append(file["added_tokens"][0] | {"id": 9000, "content": "<x>"}), "9000|1536"),
+@pytest.mark.parametrize("change, vocab_size, message", [
+    (lambda file: file["model"].update(vocab={}, merges=[]), 1536, "no tokens for|cannot encode"),
+    (lambda file: None, 1000, "the id 1535, config.json a vocab_size of 1000"),
 ])
-def test_a_tokenizer_that_cannot_serve_the_model_is_refused(tmp_path, damage, message):
-    file = json.loads((TINY / "tokenizer.json").read_text())
-    damage(file)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1}')
+def test_a_tokenizer_that_cannot_serve_the_model_is_refused(tmp_path, change, vocab_size, message):
     with pytest.raises(ValueError, match=message) as error:
-        encode_prompt(Tokenizer(tmp_path), "Hi")
+        encode_prompt(tokenizer_of(tmp_path, {"vocab_size": vocab_size, "eos_token_id": 1}, change), "Hi")
     assert str(tmp_path / "tokenizer.json") in str(error.value)
 
 
-def test_truncation_and_padding_set_in_the_file_are_switched_off(tmp_path):
-    bpe = BPE.from_file(str(TINY / "tokenizer.json"))
-    bpe.enable_truncation(3)
-    bpe.enable_padding(length=8)
-    bpe.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text('{"vocab_size": 1536, "eos_token_id": 1}')
+def test_truncation_and_padding_set_in_the_file_are_switched_off(tmp_path, tokenizer):
+    def set_both(file):
+        bpe = BPE.from_str(json.dumps(file))
+        bpe.enable_truncation(3)
+        bpe.enable_padding(length=8)
+        file |= json.loads(bpe.to_str())
+
     text = "one two three four five"
-    assert Tokenizer(tmp_path).encode(text).ids == Tokenizer(TINY).encode(text).ids
-
-
-def test_a_tokenizer_bigger_than_the_vocabulary_is_refused(tmp_path):
-    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 1000, "eos_token_id": 1}')
-    with pytest.raises(ValueError, match="the id 1535, config.json a vocab_size of 1000"):
-        Tokenizer(tmp_path)
+    other = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": 1}, set_both)
+    assert other.encode(text).ids == tokenizer.encode(text).ids
 
 
 def test_tokenizer_training_is_deterministic_and_splits_digits():

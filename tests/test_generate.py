@@ -1,6 +1,5 @@
 """generate.py: batched decoding against decoding one at a time with no cache, and the command line."""
 import copy
-import functools
 import json
 import re
 import shutil
@@ -11,10 +10,10 @@ from conftest import ROOT, TINY, assert_refused, command, on_two_ranks, sentence
 from safetensors.torch import load_file
 
 import generate as module
-from data import device as machine
+from data import device
 from data.format import Tokenizer, encode_prompt
-from generate import CACHE_BLOCK, choose, generate, generate_slowly, stream
-from model import Llama
+from generate import choose, generate, generate_slowly, stream
+from model import KVCache, Llama
 
 INSTRUCTIONS = [
     "Hi", "What is the capital of Brabrol?", "Tell me a word that means the opposite of narrow.",
@@ -30,43 +29,13 @@ def prompts(tokenizer):
 
 def test_batched_decoding_equals_one_by_one_and_cached_equals_uncached(small_model, prompts):
     """Ragged prompts, rows that end at different steps, and a cache that has to grow."""
-    n = CACHE_BLOCK + 20
+    n = KVCache.BLOCK + 20
     slow = [generate_slowly(small_model, prompt, -1, n) for prompt in prompts]
     eos_id = slow[1][10]  # a token that some rows come to: they leave the batch there
     slow = [ids[: ids.index(eos_id)] if eos_id in ids else ids for ids in slow]
     assert len({len(ids) for ids in slow}) > 1 and max(map(len, slow)) == n
     assert generate(small_model, prompts, eos_id, n) == slow
     assert [generate(small_model, [prompt], eos_id, n)[0] for prompt in prompts] == slow
-
-
-def test_compiled_steps_decode_what_plain_ones_do(small_model, prompts, monkeypatch):
-    """By the compiler's front half alone, from a short prompt through a cache that grows."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(module, "CACHE_BLOCK", 4)
-    slow = [generate_slowly(small_model, prompt, -1, 10) for prompt in prompts[:2]]
-    model = copy.deepcopy(small_model)
-    machine.compile_decoding(model, 1)
-    assert "logits" in vars(model) and isinstance(model.model.layers[0].mlp.up_proj, machine.VectorLinear)
-    assert [generate(model, [prompt], -1, 10)[0] for prompt in prompts[:2]] == slow
-
-
-def test_where_compiling_fails_decoding_goes_on_without(small_model, prompts, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda *args: 1 / 0)
-    model = copy.deepcopy(small_model)
-    machine.compile_decoding(model, 1)
-    assert capsys.readouterr().err == ("torch.compile failed (division by zero); decoding goes on without it, "
-                                       "more slowly\n")
-    assert generate(model, prompts[:1], -1, 8) == [generate_slowly(small_model, prompts[0], -1, 8)]
-
-
-def test_compiling_is_for_one_sequence_on_a_machine_with_a_compiler(tmp_path, monkeypatch):
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"instruction": "Hi"}\n' * 2)
-    options = ["generate.py", "--model", TINY, "--device", "cpu", "--compile"]
-    monkeypatch.setattr(machine, "has_compiler", lambda: True)
-    assert_refused(command(*options, "--input", questions), "--compile", "--batch-size 1")
-    monkeypatch.setattr(machine, "has_compiler", lambda: False)
-    assert_refused(command(*options, "--prompt", "Hi"), "--compile", "g++")
 
 
 @pytest.mark.parametrize("name", ["llama2", "smollm2"])
@@ -278,40 +247,27 @@ def test_under_torchrun_the_instructions_are_split_and_joined(questions, tmp_pat
 
 
 def test_where_no_graph_can_be_recorded_decoding_goes_on_without(small_model, prompts, capsys, monkeypatch):
-    expected, start = generate(small_model, prompts, -1, 10), []
+    expected, tries = generate(small_model, prompts, -1, 10), []
 
-    def refuse(self, *_):
-        start.append(1)
+    def refuse(*_):
+        tries.append(1)
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    class GPUStep(module.Step):
-        def __init__(self, model):
-            super().__init__(model)
-            self.record = True
-
-    monkeypatch.setattr(module, "Step", GPUStep)
-    monkeypatch.setattr(GPUStep, "start", refuse)
+    monkeypatch.setattr(device.RecordedStep, "record", refuse)
+    monkeypatch.setattr(module, "decoding_step", lambda model: (
+        device.RecordedStep(lambda token, cache: model.hidden(token[:, None], cache)[:, 0]), 0.5))
     assert generate(small_model, prompts, -1, 10) == expected
     error = capsys.readouterr().err
-    assert len(start) == 1 and error.count("\n") == 1 and "recording a CUDA graph failed" in error
+    assert len(tries) == 1 and error.count("\n") == 1 and "recording a CUDA graph failed" in error
 
 
 def test_memory_that_runs_out_is_said_with_what_takes_less(questions, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("model.Llama.new_cache", fail)
+    monkeypatch.setattr("model.KVCache.reserve", fail)
     result = command("generate.py", "--model", TINY, "--input", questions, "--output", tmp_path / "a.json")
     assert_refused(result, "memory ran out", "--batch-size")
-
-
-def test_bf16_that_a_processor_does_not_multiply_is_said_and_done_without(questions, monkeypatch):
-    monkeypatch.setattr(machine, "fast_bf16", lambda device: False)
-    asking = ("generate.py", "--model", TINY, "--input", questions, "--max-new-tokens", 4, "--device", "cpu")
-    result = command(*asking, "--dtype", "bfloat16")
-    assert result.returncode == 0 and result.stderr.count("does not multiply bf16") == 1
-    assert result.stdout == command(*asking, "--dtype", "float32").stdout
-    assert "bf16" not in command(*asking, "--dtype", "bfloat16", "--batch-size", 4).stderr
 
 
 def test_help_names_every_default():

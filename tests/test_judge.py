@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import TINY, assert_refused, command
 
-from data.sources import difficulties
 from data.common import write_json, write_jsonl
 from data.format import encode, encode_prompt
+from data.sources import difficulties, difficulties_of
 from data.world import World
-from judge import difficulties_of, length_controlled, log_likelihoods, others_of, rank_responses, win_rate
-from judge import world_judge
+from judge import length_controlled, log_likelihoods, others_of, rank_responses, win_rate, world_judge
+
 
 @pytest.fixture(scope="module")
 def tasks():
@@ -76,21 +76,22 @@ def test_length_control_is_v1_where_the_difficulties_are_known(tmp_path):
     made_up(tmp_path, 12, 3, 900)
     rows = list(map(json.loads, (tmp_path / "difficulties.jsonl").read_text().splitlines()))
     difficulty, gamed = difficulties_of(["Do 3", "Do 1"], tmp_path)
-    assert difficulty.tolist() == [rows[3]["difficulty"], rows[1]["difficulty"]]
-    assert gamed.shape == (24, 3) and (gamed[:12, 1] < 0).all() and (gamed[12:, 1] > 0).all()  # shorter, then longer
+    assert difficulty == [rows[3]["difficulty"], rows[1]["difficulty"]]
+    longer_by = [d for _, d, _ in gamed]
+    assert len(gamed) == 24 and max(longer_by[:12]) < 0 < min(longer_by[12:])  # made shorter, then made longer
     assert difficulties_of(["Do 3", "Who?"], tmp_path) is None and difficulties_of(["Do 3"], tmp_path / "none") is None
     rows[2]["gamed"][1]["preference"] = None
     write_jsonl(tmp_path / "difficulties.jsonl", rows)
-    assert difficulties_of(["Do 3"], tmp_path)[1].tolist() == np.delete(gamed, 14, axis=0).tolist()
+    assert difficulties_of(["Do 3"], tmp_path)[1] == gamed[:14] + gamed[15:]
 
 
-@pytest.mark.parametrize("row", [{"difficulty": "hard", "gamed": []}, {"difficulty": 1.0}, [],
+@pytest.mark.parametrize("row", [{"difficulty": "hard", "gamed": [{"preference": 0.5, "longer_by": 1}]}, [],
                                  {"difficulty": 1.0, "gamed": [[0.5, -0.3]]}])  # the last had the wrong sign
 def test_difficulties_of_another_shape_are_refused(tmp_path, row):
     made_up(tmp_path, 12, 3, 900)
     with open(tmp_path / "difficulties.jsonl", "a") as file:
         file.write(json.dumps(row))
-    with pytest.raises(ValueError, match="difficulties.jsonl line 13: expected .*remove this file, and make data"):
+    with pytest.raises(ValueError, match="difficulties.jsonl is not what make data writes; remove it"):
         difficulties_of(["Do 3"], tmp_path)
 
 
@@ -209,8 +210,6 @@ def test_ranking_says_how_many_it_left_out_and_ranks_against_silences(tmp_path):
     others, silences = map(json.loads, result.stdout.splitlines())
     assert (others["against"], others["n_total"]) == ("others", 40)
     assert (silences["against"], silences["n_total"]) == ("silences", 8)
-    path.write_text(json.dumps(rows[0] | {"silences": "No."}))
-    assert_refused(command("judge.py", "--rank", TINY, "--pairs", path), "line 1", "list of texts")
 
 
 def test_ranking_refuses_likelihoods_that_are_not_finite(tokenizer):
@@ -231,26 +230,22 @@ def complete(tmp_path_factory, tasks):
 def test_an_instruction_that_one_file_lacks_is_named(tmp_path, tasks, complete):
     other = answers(tmp_path / "b.json", tasks[:5] + tasks[6:], lambda t: "x")
     result = command("judge.py", "--outputs", complete, "--reference", other)
-    assert_refused(result, f"{other} has fewer answers to {tasks[5].instruction!r} than {complete}")
-    result = command("judge.py", "--outputs", other, "--reference", complete)
-    assert_refused(result, f"{other} has fewer answers to {tasks[5].instruction!r} than {complete}")
+    assert_refused(result, f"{complete} has 1 answers to {tasks[5].instruction!r}, {other} has 0")
 
 
 @pytest.mark.parametrize("text, fragment", [
-    ("[]", "at least one"), ("<html>", "not JSON"), ("[" * 100_000, "nested too deeply"),
-    ('{"a": 1}', "a list of answers"), ("[[]]", "answer 1 is not"), ('[{"instruction": "a"}]', "answer 1 is not"),
+    ("[]", "at least one"), ("<html>", "not JSON"), ('{"a": 1}', "a list of answers"), ("[[]]", "answer 1 is not"),
     ('[{"instruction": "a", "output": 5}]', "answer 1 is not"),
-    ('[{"instruction": "a", "output": "\\ud800"}]', "answer 1 is not"),
+    ('[{"instruction": "a", "output": "\\ud800"}]', "answer 1 is not"), (None, "does not exist"),
 ])
 def test_a_file_that_is_no_answers_is_named(tmp_path, complete, text, fragment):
     bad = tmp_path / "b.json"
-    bad.write_text(text)
+    if text:
+        bad.write_text(text)
     assert_refused(command("judge.py", "--outputs", complete, "--reference", bad), bad, fragment)
 
 
-def test_answers_that_are_missing_are_named(tmp_path, complete):
-    result = command("judge.py", "--outputs", complete, "--reference", tmp_path / "none.json")
-    assert_refused(result, "none.json", "does not exist")
+def test_outputs_go_with_a_reference(complete):
     assert_refused(command("judge.py", "--outputs", complete), "--outputs and --reference go together")
 
 

@@ -1,4 +1,4 @@
-"""judge.py's client and data/web.py, against a server that answers as OpenAI's do and misbehaves on command."""
+"""judge.py's client against a server that answers as OpenAI's do and misbehaves on command."""
 import json
 import math
 import os
@@ -12,16 +12,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, assert_refused, command
 
-from data import web
+import judge
+from data import hub
 from data.common import Journal
-from judge import QUESTION, check_completion, completions_url, model_judge, preference_for_second
+from judge import QUESTION, ask_all, completions_url, model_judge, preference_for_second
 
 KEY = "sk-a-key-that-must-not-be-written"
 
@@ -46,13 +45,10 @@ REFUSAL = {"choices": [{"message": {"content": None, "refusal": "I would rather 
 FILTERED = {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}
 MALFORMED = {  # bodies of answers with status 200 that are no judgement
     "html": b"<html>Bad gateway</html>", "cut JSON": b'{"choices": [{"message"', "no choices": b'{"choices": []}',
-    "nested": b"[" * 100_000, "list": b"[[1]]", "number": b"5", "null": b"null",
-    "choices of numbers": b'{"choices": [5]}',
+    "list": b"[[1]]", "null": b"null", "choices of numbers": b'{"choices": [5]}',
     "no message": b'{"choices": [{}]}', "content 5": b'{"choices": [{"message": {"content": 5}}]}',
     "refusal": json.dumps(REFUSAL).encode(), "filtered": json.dumps(FILTERED).encode(),
-    "logprob 1000": json.dumps(completion(top={"M": 1000.0})).encode(),
-    "NaN": json.dumps(completion(top={"M": math.nan})).encode(),
-    "huge": json.dumps(completion(top={"M": -(10**1000)})).encode()}
+    "logprob 1000": json.dumps(completion(top={"M": 1000.0})).encode()}
 
 
 class Server:
@@ -91,7 +87,7 @@ class Server:
                     time.sleep(0.05 if wrong == "slow" else 0)
                     with lock:
                         server.finished[question] += 1
-                    self.send(200, good, {"Content-Encoding": wrong[9:]} if str(wrong).startswith("encoding ") else {})
+                    self.send(200, good)
 
             def send(self, status, data, headers=()):
                 self.send_response(status)
@@ -117,7 +113,7 @@ class Server:
 
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr(web, "BACKOFF", 0.001)
+    monkeypatch.setattr(hub, "BACKOFF", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     started = []
 
@@ -151,11 +147,6 @@ def kept(cache):
 
 # What a completion says
 
-
-def in_parts(*texts):
-    return completion(text=[{"type": "text", "text": text} for text in texts])
-
-
 @pytest.mark.parametrize("completed, expected", [
     (completion(p=0.25), 0.25),
     (completion(top={"M": math.log(0.6), "m": math.log(0.2)}), 0.75),
@@ -164,7 +155,7 @@ def in_parts(*texts):
     (completion(top={"M": -0.01, "m": -math.inf, "The": -math.inf, "A": None}), 1.0),  # llama.cpp; some proxies
     (completion(top={"m": -0.01, "M": None, "The": math.nan}), 0.0),
     (completion(text=" m\n"), 0.0), (completion(text='"M"'), 1.0), (completion(text="**M**, since it\nis right"), 1.0),
-    (in_parts("m"), 0.0), (in_parts("", "M is", " better"), 1.0), (in_parts("Neither"), None),
+    
     (completion(text="Model"), None), (completion(text=""), None), (completion(text=None), None),
     (completion(top={"The": -0.1, "Based": -3.0}), None),
 ])
@@ -178,13 +169,13 @@ def test_what_is_no_log_probability_is_no_judgement(logprob):
         preference_for_second(completion(top={"M": logprob, "m": -1.0})["choices"][0])
 
 
-def test_a_choice_is_kept_as_JSON_that_every_reader_takes():
-    kept = check_completion(completion(top={"M": -0.1, "m": -math.inf, "The": math.nan}))
-    assert "null" in json.dumps(kept, allow_nan=False) and check_completion({"choices": [kept]}) == kept
+def test_a_choice_is_kept_as_JSON_that_every_reader_takes(serve, tmp_path):
+    server = serve(lambda *_: completion(top={"M": -0.1, "m": -math.inf}))
+    assert set(judged(server, tmp_path / "cache", PAIRS[:1])) <= {0.0, 1.0}
+    assert '"logprob": null' in (tmp_path / "cache").read_text()
 
 
 # What is asked, and how often
-
 
 def test_the_request_is_alpacaevals_comparison(serve, tmp_path):
     server = serve(prefers_longer)
@@ -224,24 +215,21 @@ def test_equal_answers_are_a_tie_without_a_call(serve, tmp_path, both_orders):
     ("http://host?api-version=1", "http://host/v1/chat/completions?api-version=1"),
 ])
 def test_every_form_of_an_address_reaches_the_right_place(given, reached):
-    web.check_url(given, "--base-url")
+    hub.check_url(given, "--base-url")
     assert completions_url(given) == reached
 
 
-def test_the_side_does_not_change_the_preference(serve, tmp_path):
+def test_the_side_is_a_coin_of_seed_and_instruction_and_does_not_change_the_preference(serve, tmp_path):
     server = serve(lambda instruction, first, second: completion(p=0.9 if second.startswith("ours") else 0.1))
-    assert judged(server, tmp_path / "cache") == pytest.approx([0.9] * 60)  # ours is preferred wherever it is shown
-    first = Counter(shown(body["messages"][0]["content"])[1][:4] for body in server.bodies)
-    assert 15 < first["ours"] < 45
 
-
-def test_the_side_is_a_coin_of_seed_and_instruction(serve, tmp_path):
-    def asked(name, seed):
-        server = serve(prefers_longer)
-        judged(server, tmp_path / name, PAIRS[:20], seed=seed)
-        return {body["messages"][0]["content"] for body in server.bodies}
+    def asked(name, seed):  # which side is shown first, by instruction
+        server.bodies.clear()
+        assert judged(server, tmp_path / name, seed=seed) == pytest.approx([0.9] * 60)
+        return {instruction: first[:4] for instruction, first, _ in
+                (shown(body["messages"][0]["content"]) for body in server.bodies)}
 
     assert asked("a", 1) == asked("b", 1) != asked("c", 2)
+    assert 15 < list(asked("d", 1).values()).count("ours") < 45
 
 
 def test_both_orders_average_out_a_taste_for_the_second(serve, tmp_path):
@@ -251,7 +239,6 @@ def test_both_orders_average_out_a_taste_for_the_second(serve, tmp_path):
 
 
 # What is bought is kept
-
 
 def test_the_cache_knows_everything_that_determines_the_answer(serve, tmp_path):
     server, cache = serve(prefers_longer), tmp_path / "cache"
@@ -267,20 +254,10 @@ def test_a_torn_line_is_asked_again_and_nothing_else(serve, tmp_path):
     server, cache = serve(prefers_longer), tmp_path / "cache.jsonl"
     assert command(*arguments(server, tmp_path)).returncode == 0
     good = cache.read_bytes()
-    cache.write_bytes(b'{"key": "k", "value": {}}\n[]\n' + b"[" * 100_000 + b"\n" + good[:-40])
+    cache.write_bytes(b"[]\n" + good[:-40])
     for _ in range(2):  # the repair is whole
         assert command(*arguments(server, tmp_path)).returncode == 0
         assert server.calls == 61
-
-
-def test_a_cached_line_that_is_no_judgement_is_asked_again(serve, tmp_path):
-    server, cache = serve(prefers_longer), tmp_path / "cache.jsonl"
-    before = command(*arguments(server, tmp_path)).stdout.splitlines()[-1]
-    lines = cache.read_text().splitlines()
-    for i, logprob in enumerate(("NaN", "1000.0", '"high"')):
-        lines[i] = re.sub(r'"logprob": [-.\d]+', f'"logprob": {logprob}', lines[i])
-    cache.write_text("\n".join(lines) + "\n")
-    assert command(*arguments(server, tmp_path)).stdout.splitlines()[-1] == before and server.calls == 63
 
 
 def test_two_runs_that_share_a_cache_buy_nothing_twice(serve, tmp_path):
@@ -294,21 +271,10 @@ def test_two_runs_that_share_a_cache_buy_nothing_twice(serve, tmp_path):
     assert server.calls == kept(tmp_path / "cache") == 60
 
 
-def test_no_more_calls_than_workers_are_ever_unwritten(serve, tmp_path):
-    unwritten = []
-
-    def count(instruction):
-        unwritten.append(server.calls - kept(tmp_path / "cache"))
-
-    server = serve(prefers_longer, count)
-    judged(server, tmp_path / "cache", workers=3)
-    assert max(unwritten) <= 3
-
-
 def in_a_process(server, cache):
     """60 questions that a process of its own asks with ask_all, and that process, which can be killed."""
-    code = ("import json, sys; from data.common import Journal; from data.web import ask_all\n"
-            "url, cache, bodies = json.load(sys.stdin); ask_all(url, bodies, Journal(cache), lambda value: value)")
+    code = ("import json, sys; from data.common import Journal; from judge import ask_all\n"
+            "url, cache, bodies = json.load(sys.stdin); ask_all(url, bodies, Journal(cache))")
     questions = [QUESTION.format(instruction=i, first="a", second="b") for i in range(60)]
     bodies = {question: {"messages": [{"content": question}]} for question in questions}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE,
@@ -332,7 +298,7 @@ def test_after_a_kill_at_most_one_call_a_worker_is_repeated(serve, tmp_path):
     process.wait()
     with Journal(cache) as journal:
         assert 12 <= len(journal.values) < 60
-        assert web.ask_all(server.url, bodies, journal, lambda value: value) == {}
+        assert ask_all(server.url, bodies, journal) == {}
     assert len(server.finished) == 60 and sum(server.finished.values()) <= 68
 
 
@@ -346,7 +312,6 @@ def test_an_interrupt_ends_within_two_seconds_and_keeps_what_is_finished(serve, 
 
 
 # Servers that misbehave
-
 
 def test_failures_that_pass_are_outlasted_and_each_pair_is_judged_once(serve, tmp_path):
     rng = random.Random(0)
@@ -387,20 +352,16 @@ def test_many_pairs_that_always_fail_do_not_end_a_later_run(serve, tmp_path):
     assert judged(server, tmp_path / "cache").count(None) == judged(server, tmp_path / "cache").count(None) == 40
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_of_every_call_stops_the_run_with_the_servers_words_and_without_the_key(serve, tmp_path, status):
-    server = serve(prefers_longer, lambda instruction: status if server.calls > 20 else None)
-    with pytest.raises(OSError, match=f"answered {status} .*no, Bearer \\*\\*\\*") as error:
+@pytest.mark.parametrize("trouble, sentence", [
+    (401, "answered 401 .*no, Bearer \\*\\*\\*"), (402, "answered 402"), (404, "answered 404"),
+    ((307, {"Location": "http://elsewhere"}), "answered 307 http://elsewhere; check .* the address"),
+    ("drop", "no connection .*; check the address and the server"),
+])
+def test_what_every_call_would_meet_stops_the_run_in_a_sentence_without_the_key(serve, tmp_path, trouble, sentence):
+    server = serve(prefers_longer, lambda instruction: trouble if server.calls > 20 else None)
+    with pytest.raises(OSError, match=sentence) as error:
         judged(server, tmp_path / "cache", workers=2)
-    assert KEY not in str(error.value) and server.calls <= 24
-
-
-def test_a_redirect_is_refused_and_nothing_is_sent_there(serve, tmp_path):
-    other = serve(prefers_longer)
-    server = serve(prefers_longer, lambda instruction: (307, {"Location": other.url}))
-    with pytest.raises(OSError, match=f"leads to {other.url} \\(307\\), where nothing is sent"):
-        judged(server, tmp_path / "cache", PAIRS[:1])
-    assert server.calls == 1 and other.calls == 0
+    assert KEY not in str(error.value) and server.calls <= 26 and kept(tmp_path / "cache") >= 18
 
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:{}", "https://127.0.0.1:{}", "http://no-such-host.invalid"])
@@ -414,16 +375,10 @@ def test_a_server_that_is_not_there_is_said_at_once(tmp_path, base_url):
 
 
 def test_a_server_that_hangs_is_asked_again(serve, tmp_path, monkeypatch):
-    assert web.TIMEOUT[1] == 600  # eight workers at a server that takes 30 s and one question at a time wait for 240
-    monkeypatch.setattr(web, "TIMEOUT", (10, 0.2))
+    assert judge.TIMEOUT[1] == 600  # eight workers at a server that takes 30 s and one question at a time wait for 240
+    monkeypatch.setattr(judge, "TIMEOUT", (10, 0.2))
     server = serve(prefers_longer, lambda instruction: "hang" if server.calls == 1 else None)
     assert judged(server, tmp_path / "cache", PAIRS[:1]) == [0.2] and server.calls == 2
-
-
-@pytest.mark.parametrize("encoding", ["", "utf-8", "UTF-8", "identity", "none"])
-def test_a_content_encoding_that_is_none_is_read(serve, tmp_path, encoding):
-    server = serve(prefers_longer, lambda instruction: f"encoding {encoding}")
-    assert None not in judged(server, tmp_path / "cache", PAIRS[:3])
 
 
 @pytest.mark.parametrize("key", ["1", "m", "ollama"])
@@ -438,42 +393,16 @@ def test_a_key_that_the_server_repeats_in_its_answer_is_not_kept(serve, tmp_path
     assert KEY not in (tmp_path / "cache").read_text() and "M, said ***" in (tmp_path / "cache").read_text()
 
 
-@pytest.mark.parametrize("headers, seconds", [
-    ({"Retry-After": "3"}, 3), ({"Retry-After": "0.5"}, 0.5), ({"Retry-After": "100000000"}, 60),
-    ({"Retry-After": "9" * 400}, 60), ({"Retry-After": "inf"}, 60),
-    ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 60),
-    ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0), ({"Retry-After": "nan"}, 0), ({"Retry-After": "-5"}, 0),
-    ({"Retry-After": "soon"}, 0), ({"Retry-After": "Wed, 99 Foo 2015"}, 0),
-    ({"Retry-After": "1 Jan 99999999999 00:00:00 GMT"}, 0), ({}, 0),
-    ({"RateLimit": '"api";r=0;t=25'}, 25), ({"RateLimit": '"api";r=0; t=250'}, 60),
-    ({"RateLimit": "limit=9, reset=3"}, 0),
-    ({"RateLimit": '"api";r=0;t=25', "Retry-After": "7"}, 7),
-])
-def test_the_pause_that_a_server_asks_for(headers, seconds):
-    assert web.pause_of(429, headers) == seconds
-    assert web.pause_of(503, headers) == (seconds if "Retry-After" in headers else 0)
-
-
-def test_a_pause_is_that_of_a_date_too():
-    assert 20 < web.pause_of(429, {"Retry-After": formatdate(time.time() + 30, usegmt=True)}) <= 30
-
-
-@pytest.mark.parametrize("headers, least, most", [({"Retry-After": "7"}, 7, 7), ({"Retry-After": "100000"}, 60, 60),
-                                                  ({"Retry-After": "soon"}, 0, 0), ({}, 0, 0)])
-def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(serve, tmp_path, monkeypatch, headers, least, most):
+@pytest.mark.parametrize("asked, waited", [("7", 7), ("100000", 60)])
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(serve, tmp_path, monkeypatch, asked, waited):
     pauses = []
-    server = serve(prefers_longer, lambda instruction: (429, headers) if server.calls <= 3 else None)
-    monkeypatch.setattr(web, "BACKOFF", 1.0)
+    server = serve(prefers_longer, lambda instruction: (429, {"Retry-After": asked}) if server.calls <= 3 else None)
     monkeypatch.setattr(time, "sleep", lambda pause: pauses.append(pause) if pause > 0.1 else None)
     judged(server, tmp_path / "cache", PAIRS[:1])
-    if most:
-        assert pauses == [least] * 3
-    else:  # two seconds and four, with up to one more by chance
-        assert [int(pause) for pause in pauses] in ([2, 4], [3, 4], [2, 5], [3, 5])
+    assert pauses == [waited] * 3
 
 
 # The command line
-
 
 def outputs(path, side):
     path.write_text(json.dumps([{"instruction": row[0], "output": row[side], "generator": path.stem} for row in PAIRS]))
@@ -492,27 +421,20 @@ def sometimes_nothing(instruction, first, second):
     return completion(p=0.8 if second.startswith("ours") else 0.2)
 
 
-def test_the_report(serve, tmp_path):
-    result = command(*arguments(serve(sometimes_nothing), tmp_path, "--price-per-million", 10))
+def test_the_report_and_alpacaevals_annotations_without_the_key(serve, tmp_path):
+    save = tmp_path / "annotations.json"
+    result = command(*arguments(serve(sometimes_nothing), tmp_path, "--price-per-million", 10, "--save", save))
     assert result.returncode == 0, result.stderr
     assert "calls to gpt-test" in result.stdout and "at 10 per million" in result.stdout
     assert "1 judgements invalid" in result.stdout and "60/60 calls" in result.stderr
     assert "no judgement of 'Instruction 7': named neither answer but 'Hm'" in result.stderr
     last = json.loads(result.stdout.splitlines()[-1])
     assert last["win_rate"] == pytest.approx(80) and last["n_total"] == 59 and last["n_invalid"] == 1
-
-
-def test_alpacaevals_annotations(serve, tmp_path):
-    command(*arguments(serve(sometimes_nothing), tmp_path, "--save", tmp_path / "annotations.json"))
-    rows = json.loads((tmp_path / "annotations.json").read_text())
+    rows = json.loads(save.read_text())
     assert [row["preference"] for row in rows] == [None if i == 7 else pytest.approx(1.8) for i in range(60)]
     assert rows[0].keys() == {"instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator",
                               "preference", "raw_completion"}
     assert rows[0]["output_2"] == PAIRS[0][1] and rows[0]["generator_2"] == "ours"
-
-
-def test_the_key_is_nowhere(serve, tmp_path):
-    result = command(*arguments(serve(prefers_longer), tmp_path, "--save", tmp_path / "annotations.json"))
     assert all(KEY not in path.read_text() for path in tmp_path.iterdir()) and KEY not in result.stdout + result.stderr
 
 
@@ -523,75 +445,49 @@ def test_a_judge_that_names_neither_answer_ever_is_an_error(serve, tmp_path):
 
 
 @pytest.mark.parametrize("option, value, said", [
-    ("--judge", "", "--judge is empty"), ("--judge", "caf\udce9", "not valid UTF-8"),
-    ("--workers", "0", "above 0"), ("--workers", "1000000000", "at most 256"),
+    ("--judge", "caf\udce9", "not valid UTF-8"), ("--workers", "0", "above 0"),
     ("--price-per-million", "nan", "above 0"),
-    ("--save", "missing/annotations.json", "make it first"), ("--save", "ours.json", "a file that is read"),
-    ("--save", "theirs.json", "a file that is read"), ("--save", "cache.jsonl", "a file that is read"),
-    ("--save", ".", "not a file"), ("--cache", "ours.json", "a file that is read"), ("--cache", ".", "not a file"),
+    ("--save", "ours.json", "would overwrite"), ("--save", "theirs.json", "would overwrite"),
+    ("--save", "cache.jsonl", "would overwrite"), ("--cache", "ours.json", "would overwrite"),
     ("--base-url", "http://", "not an address"), ("--base-url", "http://host:port", "not an address"),
-    ("--base-url", "localhost:8080", "not an address"),
+    ("--base-url", "localhost:8080", "not an address"), ("--base-url", "http://a b", "not an address"),
+    ("--base-url", "http://me:secret@host", "not an address"),
+    ("OPENAI_API_KEY", "sk-secret\nX-Other: 1", "OPENAI_API_KEY holds"),
+    ("OPENAI_API_KEY", "sk-sécret", "OPENAI_API_KEY holds"),
 ])
-def test_options_that_cannot_work_are_refused_before_the_first_call(serve, tmp_path, option, value, said):
-    server = serve(prefers_longer)
+def test_what_cannot_work_is_refused_before_the_first_call(serve, tmp_path, monkeypatch, option, value, said):
+    server, changed = serve(prefers_longer), [option, value]
     if option in ("--save", "--cache"):
-        value = tmp_path / value
-    before = list(map(str, arguments(server, tmp_path)))
+        changed[1] = tmp_path / value
+    if option == "OPENAI_API_KEY":
+        monkeypatch.setenv(*changed)
+        changed = []
+    line = list(map(str, arguments(server, tmp_path)))
     inputs = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert_refused(command(*before, option, value), said)
+    result = command(*line, *changed)
+    assert_refused(result, said)
+    assert "secret" not in result.stderr and "sécret" not in result.stderr
     assert server.calls == 0 and inputs == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("url", [
-    "http://", "http://:80", "http://a:b", "http://a:99999", "ftp://a", "", "a:80", "http://a..b", "http://" + "a" * 64,
-    "http://a b", "http://a\nb", "http://[::1", "http://a#b",
-])
-def test_an_address_must_be_one(url):
-    with pytest.raises(ValueError, match="NAME = .* is not an address"):
-        web.check_url(url, "NAME")
-
-
-def test_a_password_in_an_address_is_refused_and_not_shown():
-    with pytest.raises(ValueError, match="NAME = 'http://\\*\\*\\*@host'"):
-        web.check_url("http://user:password@host", "NAME")
-
-
-@pytest.mark.parametrize("key", ["sk-secret\nX-Other: 1", "sk-sécret", "sk-secret€", "sk secret"])
-def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(serve, tmp_path, monkeypatch, key):
-    server = serve(prefers_longer)
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    result = command(*arguments(server, tmp_path))
-    assert_refused(result, "OPENAI_API_KEY")
-    assert "cret" not in result.stderr and server.calls == 0
-
-
-@contextmanager
-def files_of_at_most(size):
-    """No file can grow beyond `size` bytes, which ends a write as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_names_the_cache_and_loses_nothing_that_was_written(serve, tmp_path):
-    server = serve(prefers_longer)
-    line = arguments(server, tmp_path, "--workers", 2)
-    with files_of_at_most(8_000):
-        result = command(*line)
-    assert result.returncode == 2
-    assert f"could not write {tmp_path / 'cache.jsonl'}" in result.stderr.splitlines()[-1]
-    whole = kept(tmp_path / "cache.jsonl") - 1  # the last line is torn
-    assert f"{60 - whole} calls to gpt-test" in command(*line).stdout and server.calls <= 62
-
-
-def test_a_full_disk_names_the_file_to_save(serve, tmp_path):
+def test_a_full_disk_names_the_file_and_loses_nothing_that_was_written(serve, tmp_path):
     server, save = serve(prefers_longer), tmp_path / "annotations.json"
+    line = arguments(server, tmp_path, "--workers", 2, "--save", save)
     save.write_text("before")
-    assert command(*arguments(server, tmp_path)).returncode == 0
-    with files_of_at_most(8_000):
-        result = command(*arguments(server, tmp_path, "--save", save))
-    assert result.returncode == 2 and f"could not write {save}" in result.stderr.splitlines()[-1]
-    assert save.read_text() == "before"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk():  # no file can grow beyond 8,000 bytes, which ends a write as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))
+        try:
+            result = command(*line)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert result.returncode == 2 and save.read_text() == "before"
+        return result.stderr.splitlines()[-1]
+
+    assert f"could not write {tmp_path / 'cache.jsonl'}" in on_a_full_disk()
+    whole = kept(tmp_path / "cache.jsonl") - 1  # the last line is torn
+    result = command(*line)
+    assert f"{60 - whole} calls to gpt-test" in result.stdout and server.calls <= 62
+    save.write_text("before")
+    assert f"could not write {save}" in on_a_full_disk()

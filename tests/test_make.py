@@ -101,7 +101,7 @@ def test_values_of_the_other_targets_reach_them_letter_for_letter(project):
 
 def test_each_seed_pretrains_a_base_of_its_own(project):
     commands = project.commands("pretrain", "SEED=2")
-    assert [after("--out", some) for some in commands] == ["out/world-2", "out/base-2"]
+    assert [after("--out", command) for command in commands] == ["out/world-2", "out/base-2"]
     assert after("--data", commands[1]) == "out/world-2"
     assert after("--seed", commands[0]) == after("--seed", commands[1]) == "2"
 
@@ -194,11 +194,11 @@ def test_a_missing_model_that_no_default_makes_is_named_before_anything_is_train
         assert sentence == f"{name} does not exist; make train METHOD=... OUT={name} trains it"
 
 
-@pytest.mark.parametrize("python3, said", [
+@pytest.mark.parametrize("python3, reason", [
     (None, "there is no python3; install Python 3.11 or newer"),
     ('case "$*" in *ensurepip*) exit 1; esac', "python3 cannot make a virtual environment; install its venv module"),
 ])
-def test_a_machine_that_cannot_be_set_up_is_told_why(project, tmp_path, python3, said):
+def test_a_machine_that_cannot_be_set_up_is_told_why(project, tmp_path, python3, reason):
     (project.folder / "requirements.txt").touch()
     (tmp_path / "bin").mkdir()
     if python3:
@@ -207,4 +207,4 @@ def test_a_machine_that_cannot_be_set_up_is_told_why(project, tmp_path, python3,
     result = subprocess.run([shutil.which("make"), "train"], cwd=project.folder, capture_output=True, text=True,
                             env={"PATH": str(tmp_path / "bin")})
     sentence, *others = result.stderr.splitlines()
-    assert sentence.startswith(said) and all(line.startswith("make: ***") for line in others)
+    assert sentence.startswith(reason) and all(line.startswith("make: ***") for line in others)

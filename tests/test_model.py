@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from data.checkpoint import ARCHITECTURES, INDEX
 from data.device import fast_bf16, reorder_weights_for_cpu
-from model import Config, Llama, needed_tokens
+from data.format import IGNORE
+from model import Config, KVCache, Llama, attend, attend_slowly, visible
+from train import collate
 
 GOLDEN = sorted(path.name for path in (ROOT / "tests" / "golden").iterdir() if path.is_dir())
 
@@ -81,28 +83,34 @@ def test_cache_gives_the_logits_of_the_whole_sequence(golden):
     ids = load_file(golden / "golden.safetensors")["ids"]  # (3, 40)
     whole = model(ids)
     lengths = torch.tensor([3, 11, 7])
-    cache = model.new_cache(3, 48)
+    cache = KVCache(model, 3, 48)
     prompt = model(ids[:, :11], cache)
+    cache.advance(lengths)
     for row, n in enumerate(lengths):
         torch.testing.assert_close(prompt[row, :n], whole[row, :n], atol=1e-5, rtol=1e-5)
     for step in (1, 1, 5, 1):
         columns = lengths[:, None] + torch.arange(step)  # (3, step)
         rows = torch.arange(3)[:, None]
-        logits = model(ids[rows, columns], cache, lengths)
+        logits = model(ids[rows, columns], cache)
         torch.testing.assert_close(logits, whole[rows, columns], atol=1e-5, rtol=1e-5)
+        cache.advance(step)
         lengths = lengths + step
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_wanted_outputs_are_those_of_the_whole_batch_and_so_are_gradients(golden, gradient_checkpointing):
-    """Rows that begin alike, equal rows, one that is another's beginning, and one where nothing is wanted."""
+def test_shared_beginnings_give_the_outputs_and_gradients_of_the_whole_batch(golden, gradient_checkpointing):
+    """Rows that begin alike, equal rows, one that is another's beginning, and one where nothing is scored."""
     model = Llama.from_pretrained(golden)
     model.gradient_checkpointing = gradient_checkpointing
     ids = torch.randint(3, 128, (7, 30), generator=torch.Generator().manual_seed(0))
     ids[1, :14], ids[2, :20], ids[3] = ids[0, :14], ids[1, :20], ids[0]
-    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.4
-    wanted[1, 9:], wanted[2, :15], wanted[4] = False, False, False
-    whole, part = model.hidden(ids)[wanted], model.hidden(ids, wanted=wanted)
+    scored = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    scored[1, 9:], scored[2, :15], scored[4], scored[:, 0] = False, False, False, False
+    labels = ids.where(scored, IGNORE)
+    batch = collate(list(zip(ids.tolist(), labels.tolist())), model.device)
+    assert batch.targets.tolist() == ids[scored].tolist()
+    whole = model.hidden(ids)[:, :-1][scored[:, 1:]]
+    part = model.hidden(batch.tokens, shared=(batch.index, batch.places), wanted=batch.scored)
     torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
     weights = list(model.parameters())
     direction = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2))
@@ -112,15 +120,27 @@ def test_wanted_outputs_are_those_of_the_whole_batch_and_so_are_gradients(golden
 
 
 def test_each_beginning_that_is_needed_is_computed_once():
-    ids = torch.randint(3, (6, 8), generator=torch.Generator().manual_seed(0))  # a few words: many begin alike
-    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.2
-    wanted[0], wanted[3] = False, False
-    where, number = needed_tokens(ids, wanted)
-    last = [max(row.nonzero()[:, 0], default=-1) for row in wanted]
-    needed = {(i, t): tuple(ids[i, : t + 1].tolist()) for i in range(6) for t in range(last[i] + 1)}
-    computed = [tuple(ids[i // 8, : i % 8 + 1].tolist()) for i in where.tolist()]
-    assert len(computed) == len(set(computed)) and set(computed) == {*needed.values(), (ids[0, 0].item(),)}
-    assert all(computed[number[at]] == beginning for at, beginning in needed.items())
+    ids = torch.randint(3, (6, 8), generator=torch.Generator().manual_seed(0)).tolist()  # a few words: many begin alike
+    ends = [7, 3, 0, 5, 7, 1]  # the last scored token of each row
+    labels = [[IGNORE] * end + row[end : end + 1] + [IGNORE] * (7 - end) for row, end in zip(ids, ends)]
+    batch = collate(list(zip(ids, labels)), torch.device("cpu"))
+    needed = {tuple(row[: t + 1]) for row, end in zip(ids, ends) for t in range(max(end, 1))}
+    width, n = batch.index.shape[1], len(needed)
+    computed = [tuple(ids[place // width][: place % width + 1]) for place in batch.places[0].tolist()]
+    assert len(set(computed[:n])) == n and set(computed) == needed and len(computed) == 64
+    for row, end, index in zip(ids, ends, batch.index.tolist()):
+        assert [computed[number] for number in index[:end]] == [tuple(row[: t + 1]) for t in range(end)]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_is_the_softmax_that_it_is_defined_to_be(window):
+    """PyTorch's kernels against `attend_slowly`: all keys new, and behind 4 earlier ones."""
+    q, k, v = (torch.randn(2, heads, 6, 8, generator=torch.Generator().manual_seed(heads)) for heads in (6, 2, 3))
+    v = v[:, :2]
+    for n_new in (6, 2):
+        mask = visible(torch.arange(6 - n_new, 6)[None], 6, window)
+        ours = attend(q[:, :, -n_new:], k, v, None if n_new == 6 and window is None else mask)
+        torch.testing.assert_close(ours, attend_slowly(q[:, :, -n_new:], k, v, mask), atol=1e-6, rtol=1e-5)
 
 
 def test_a_token_sees_no_further_than_the_sliding_window():
@@ -140,11 +160,12 @@ def test_attention_does_not_count_on_a_layout_of_its_kernels_result(golden, monk
         return attention(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
 
     model, ids = Llama.from_pretrained(golden), load_file(golden / "golden.safetensors")["ids"]
-    start = torch.tensor([20, 7, 13])
 
     def logits():
-        cache = model.new_cache(3, 40)
-        return model(ids[:, :20], cache), model(ids[:, 20:23], cache, start)
+        cache = KVCache(model, 3, 40)
+        prompt = model(ids[:, :20], cache)
+        cache.advance(torch.tensor([20, 7, 13]))
+        return prompt, model(ids[:, 20:23], cache)
 
     expected, attention = logits(), F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
