@@ -61,7 +61,7 @@ make TARGET [VARIABLE=value ...]
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL; WORKERS=1 for a slow server
-  N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json   UNSAFE=1 where bubblewrap is missing
+  N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json   UNSAFE=1 without a fence
   PYTHON=$(PYTHON)   set up by the first command
 
 Without make: .venv/bin/python train.py --help

@@ -13,7 +13,6 @@ import torch
 def model_of(spec):
     """A small Llama with numpy's random weights, which are the same on every processor; or a golden checkpoint."""
     from model import Config, Llama
-
     if "golden" in spec:
         return Llama.from_pretrained(f"tests/golden/{spec['golden']}")
     model, rng = Llama(Config(**spec["config"])), np.random.RandomState(spec["seed"])
@@ -25,7 +24,6 @@ def model_of(spec):
 
 def tokenizer_of(name):
     from data.format import Tokenizer
-
     return Tokenizer(f"tokenizers/{name}")
 
 
@@ -50,7 +48,6 @@ def counted():
     The count is the class's, so a submission that takes an attribute from its model changes nothing.
     """
     from model import Llama
-
     sizes, hidden = [], Llama.hidden
 
     def watched(self, ids, cache=None, shared=None, **more):
@@ -63,7 +60,6 @@ def counted():
 
 def encode(tokenizer, messages, max_length, blank=False, prompt=None):
     from data.format import IGNORE, encode
-
     more = {"prompt": prompt} if prompt else {}
     result = encode(tokenizer_of(tokenizer), messages, max_length, blank=blank, **more)
     if not isinstance(result, tuple) or len(result) != 2:
@@ -74,7 +70,6 @@ def encode(tokenizer, messages, max_length, blank=False, prompt=None):
 
 def summed_loss(model, examples):
     from train import collate, summed_loss
-
     llama = model_of(model)
     loss = summed_loss(llama, collate([tuple(example) for example in examples], llama.device))
     if loss.requires_grad:
@@ -86,7 +81,6 @@ def accumulate_gradient(model, examples, token_budget, times=1):
     """times: how many steps' gradients are added. Every batch must fit the budget, but for one example alone; padding
     may double it."""
     from train import accumulate_gradient
-
     llama, examples = model_of(model), [tuple(example) for example in examples]
     with counted() as sizes:
         losses = [float(accumulate_gradient(llama, examples, token_budget)) for _ in range(times)]
@@ -96,13 +90,11 @@ def accumulate_gradient(model, examples, token_budget, times=1):
 
 def learning_rate(n_steps, peak, **options):
     from train import learning_rate
-
     return [float(learning_rate(step, n_steps, peak, **options)) for step in range(n_steps)]
 
 
 def RMSNorm(x, weight, eps, dtype):
     from model import RMSNorm
-
     norm = RMSNorm(len(weight), eps)
     norm.weight.data = tensor(weight)
     return floats(norm(tensor(x, dtype)))
@@ -110,19 +102,16 @@ def RMSNorm(x, weight, eps, dtype):
 
 def rotary_angles(positions, config):
     from model import Config, rotary_angles
-
     return [floats(t) for t in rotary_angles(tensor(positions, "int64"), Config(**config))]
 
 
 def rotate(x, cos, sin, dtype):
     from model import rotate
-
     return floats(rotate(tensor(x, dtype), tensor(cos), tensor(sin)))
 
 
 def attend(q, k, v, mask, dtype):
     from model import attend
-
     q, k, v = (tensor(t, dtype) for t in (q, k, v))
     return floats(attend(q, k, v) if mask is None else attend(q, k, v, tensor(mask, "bool")))
 
@@ -135,7 +124,6 @@ def MLP(x, config, seed):
 def logits(model, ids, lengths):
     """The logits of ragged rows: of all tokens at once, and of three more of each row with a cache."""
     from model import KVCache
-
     llama, ids, lengths = model_of(model), tensor(ids, "int64"), tensor(lengths, "int64")
     cache, rows, cached = KVCache(llama, *ids.shape), torch.arange(len(ids)), []
     llama(ids[:, : int(lengths.max())], cache)
@@ -149,7 +137,6 @@ def logits(model, ids, lengths):
 def choose(logits, temperature, top_p, n=1):
     """n draws from each row: which tokens can be drawn, and how often. Greedy choices are the tokens themselves."""
     from generate import choose
-
     if temperature == 0:
         return choose(tensor(logits), 0, top_p)
     many = tensor(logits).repeat_interleave(n, 0)
@@ -166,7 +153,6 @@ def choose(logits, temperature, top_p, n=1):
 def rules(spec, vocab_size):
     """An Adapter with given numbers, whatever tokens they come from."""
     from adapter import Adapter
-
     adapter = object.__new__(Adapter)
     vars(adapter).update(spec, token_shift=torch.zeros(vocab_size))
     for token, value in spec["shifts"]:
@@ -178,7 +164,6 @@ def generate(model, prompts, max_new_tokens, eos_at=None, adapter=None, temperat
     """eos_at: EOS is the token that the first answer has at that place. block: by how much a cache grows."""
     from generate import generate, generate_slowly
     from model import KVCache
-
     llama, told = model_of(model), [[] for _ in prompts]
     eos_id = 1 if adapter else -1
     if eos_at is not None:
@@ -206,14 +191,12 @@ def scores(spec, seen, n):
 
 def win_rate(preferences):
     from judge import win_rate
-
     return [float(x) for x in win_rate(preferences)]
 
 
 def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0, gamed=()):
     """Of the answers, and of the same pairs with their sides swapped: together 100, if there are no difficulties."""
     from judge import length_controlled
-
     swapped, known = [None if p is None else 1 - p for p in preferences], (np.array(difficulties), np.array(gamed))
     return [float(length_controlled(preferences, lengths, reference_lengths, *known)),
             float(length_controlled(swapped, reference_lengths, lengths, *known))]
@@ -221,7 +204,6 @@ def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0,
 
 def preference_for_second(choices):
     from judge import preference_for_second
-
     values = []
     for choice in choices:
         try:
@@ -251,7 +233,6 @@ class Knowing:
 
 def rank_responses(tokenizer, rows, context, model=None, broken=False):
     from judge import rank_responses
-
     llama = model_of(model) if model else Knowing(700, context)
     if broken:
         llama.logits = lambda h: torch.nan * h

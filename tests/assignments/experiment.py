@@ -1,6 +1,6 @@
 """Assignment 5: response tuning in a world that the base model never read about. First predict, then run.
 
-    make experiment         # or: python tests/check/experiment.py, once prediction.md is filled in
+    make experiment         # or: python tests/check/check.py, once prediction.md is filled in
     make check              # is all there?  make submission: pack it
 
 The text of your prediction gives your world's seed: after the run it can no longer be changed. Training is 3 epochs on

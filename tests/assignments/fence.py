@@ -42,7 +42,7 @@ def for_submissions(unsafe: bool, seconds: float):
     why = "bubblewrap (the program bwrap) is not installed"
     if shutil.which("bwrap"):
         tried = subprocess.run([*bubblewrap(Path(__file__).parent), sys.executable, "-c", "import torch"],
-                               capture_output=True, text=True, timeout=100)
+                               capture_output=True, text=True)
         if tried.returncode == 0:
             return partial(Runner, bubblewrap, seconds=seconds), "each question runs within bubblewrap"
         why = f"bubblewrap does not work here ({tried.stderr.strip()[-200:]})"

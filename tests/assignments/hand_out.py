@@ -22,32 +22,9 @@ from runner import Runner, list_of
 from table import ASSIGNMENTS, Assignment, Question
 
 VISIBLE = 0  # the seed of the visible cases, in every handout and for every grader
-CHECKERS = ("check.py", "runner.py", "worker.py", "calls.py", "tolerance.py", "source.py")  # go with the handout
+CHECKERS = ("check.py", "runner.py", "worker.py", "calls.py", "tolerance.py")  # go with the handout
 
-MAKEFILE = """# make setup: an environment of Python, once.  make check: are the visible cases right?
-# make submission: the archive to hand in, checked first.  PYTHON=python3 make ... takes your own environment.
-PYTHON ?= .venv/bin/python
-ready := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
-
-check: $(ready)
-	@$(PYTHON) {check}
-
-submission: $(ready)
-	@$(PYTHON) {check} --submission
-{experiment}
-setup: .venv/ready
-
-.venv/ready: requirements.txt
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet --requirement requirements.txt
-	@touch $@
-
-.PHONY: check submission setup experiment
-"""
-EXPERIMENT = """
-experiment: $(ready)
-	@$(PYTHON) tests/check/experiment.py
-"""
+EXPERIMENT = "\nexperiment: $(ready)\n\t@$(PYTHON) tests/check/check.py\n"  # assignment 5 has this target, too
 
 
 @cache
@@ -97,17 +74,16 @@ def handout(assignment: Assignment, reference: Runner) -> dict[str, bytes]:
         after = f"; uses {', '.join(q.needs)}" if q.needs else ""
         lines.append(f"| {assignment.number}.{number} | {names} in `{q.file}` | {q.points} | {q.about}{after} |")
     text = (HERE / f"{assignment.number}.md").read_text(encoding="utf-8").replace("{questions}", "\n".join(lines))
-    files, experiment_too = starter(assignment), ""
+    files, makefile = starter(assignment), (HERE / "handout.mk").read_text()
     if assignment.number == 5:
-        check, experiment_too = "tests/check/experiment.py --check", EXPERIMENT
-        files |= {"tests/check/experiment.py": (HERE / "experiment.py").read_bytes(),
-                  "prediction.md": experiment.TEMPLATE.encode()}
+        makefile += EXPERIMENT
+        files["tests/check/check.py"] = (HERE / "experiment.py").read_bytes()
+        files["prediction.md"] = experiment.TEMPLATE.encode()
     else:
-        text, check = text + (HERE / "rules.md").read_text(encoding="utf-8"), "tests/check/check.py"
+        text += (HERE / "rules.md").read_text(encoding="utf-8")
         files |= {f"tests/check/{name}": (HERE / name).read_bytes() for name in CHECKERS}
         files["tests/check/visible.json"] = visible(assignment, reference).encode()
-    return files | {"README.md": text.encode(), "Makefile": MAKEFILE.format(
-        check=check, experiment=experiment_too).encode()}
+    return files | {"README.md": text.encode(), "Makefile": makefile.encode()}
 
 
 def visible(assignment: Assignment, reference: Runner) -> str:
@@ -117,11 +93,9 @@ def visible(assignment: Assignment, reference: Runner) -> str:
         questions.append({"name": q.name, "tolerance": q.tolerance, "needs": q.needs,
                           "cases": cases_with_values(assignment, q, VISIBLE, reference)})
     return json.dumps({
-        "number": assignment.number, "questions": questions,
+        "number": assignment.number, "questions": questions, "hand in": assignment.files,
         "code": [path for path in clean if path.endswith(".py") or path.startswith("tests/golden")],
-        "files": {path: data.decode() for path, data in files_of(assignment.number, VISIBLE).items()},
-        "signatures": [[q.file, name, source.signature(clean[q.file], name)]
-                       for q in assignment.questions for name in q.names]}, default=list_of)
+        "files": {path: data.decode() for path, data in files_of(assignment.number, VISIBLE).items()}}, default=list_of)
 
 
 def solution(assignment: Assignment) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from data.common import parse_json
 
 HERE = Path(__file__).parent
-SECONDS, MEMORY, OUTPUT = 30, 2 << 30, 64 << 20  # of a job: seconds, bytes beyond torch's, bytes of values
+SECONDS, MEMORY, OUTPUT = 30, 2 << 30, 16 << 20  # of a job: seconds, bytes beyond torch's, bytes of values
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1",
                "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
@@ -45,8 +45,8 @@ class Runner:
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         self.process = subprocess.Popen(
             [*self.fence(self.path), sys.executable, "-B", str(self.path / "worker.py")], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, env=kept | ENVIRONMENT,
-            cwd=self.path, **self.options)
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,
+            env=kept | ENVIRONMENT, cwd=self.path, **self.options)
         _, ended = self.read(60)
         if ended:
             raise OSError(f"the process for a submission did not start: {ended}; run this again")
@@ -80,7 +80,6 @@ class Runner:
         job = {"folder": str(folder), "seconds": self.seconds, "memory": self.memory, "submitted": submitted}
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")  # shorter than a pipe is, so it cannot block
-            self.process.stdin.flush()
             lines, ended = self.read(self.seconds)
         except BrokenPipeError:
             lines, ended = [], "the process ended early"

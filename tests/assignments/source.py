@@ -5,13 +5,9 @@ A function is named as in "summed_loss" or "RMSNorm.forward": at a file's top le
 import ast
 
 
-def find(source: str | bytes, function: str):
-    """The last definition of a function as a node of the syntax tree, or None. Raises ValueError for what is no Python."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError as error:
-        raise ValueError(f"{error.msg}, line {error.lineno}") from None
-    found = None
+def find(source: str, function: str):
+    """The last definition of a function as a node of the syntax tree, or None."""
+    body, found = ast.parse(source).body, None
     for name in function.split("."):
         nodes = [node for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name]
         if not nodes:
@@ -38,13 +34,3 @@ def strip(source: str, functions) -> str:
         lines[first : node.end_lineno] = [" " * node.body[0].col_offset + "raise NotImplementedError\n"]
         source = "".join(lines)
     return source
-
-
-def signature(source: str | bytes, function: str) -> str | None:
-    """The names of a function's parameters, in their order; None where there is no such function."""
-    node = find(source, function)
-    if not node:
-        return None
-    arguments = node.args
-    named = [*arguments.posonlyargs, *arguments.args, *filter(None, [arguments.vararg]), *arguments.kwonlyargs]
-    return ", ".join(argument.arg for argument in named)

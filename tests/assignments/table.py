@@ -66,7 +66,8 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
         Question("rotary_angles", 20, ("model.py:rotary_angles",), "the angles of positions, and Llama 3.1's scaling",
                  1e-3),  # position 200 times a frequency that is off by fp32's 1e-7, several times over
         Question("rotate", 20, ("model.py:rotate",), "queries and keys turned by their positions", FP32),
-        Question("attend", 30, ("model.py:attend",), "attention with grouped heads, causal or with a mask", FP32),
+        Question("attend", 30, ("model.py:attend_slowly", "model.py:attend"),
+                 "attention with grouped heads, causal or with a mask", FP32),
         Question("MLP", 15, ("model.py:MLP.forward",), "SwiGLU", FP32),
     ), (*COMMON, "model.py", "tests/golden/llama2/config.json", "tests/golden/llama2/model*",
         "tests/golden/llama31/config.json", "tests/golden/llama31/model*"),

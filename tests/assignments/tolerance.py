@@ -65,7 +65,10 @@ def marks(cases: list[dict], results: list[dict], tolerance: float) -> list[str 
     for case, result in zip(cases, results, strict=True):
         wrong = str(result.get("error", "no value"))
         if "value" in result:
-            wrong = difference(case["right"], result["value"], tolerance)
+            try:
+                wrong = difference(case["right"], result["value"], tolerance)
+            except RecursionError:
+                wrong = "its value is nested too deeply"
         said.append(printable(f"{case['name']}: {wrong}") if wrong else None)
     return said
 

@@ -22,7 +22,7 @@ def read_submission(path: Path, wanted: list[str]) -> tuple[dict[str, bytes], li
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(f"{path} does not exist; SUBMISSION is an archive or a folder")
-    if not (path.is_file() or path.is_dir()):
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
         raise ValueError(f"{path} is neither a file nor a folder; hand in what make submission wrote")
     try:
         done = subprocess.run([sys.executable, __file__, path, *wanted], capture_output=True, timeout=6 * SECONDS)
@@ -66,16 +66,14 @@ def read(path: Path, wanted: list[str]) -> dict:
                     kept[name] = file.read(MOST_BYTES + 1)[:MOST_BYTES].decode("latin-1")
         if len(names) > MOST_FILES:
             break
-    # the folder that holds most of them; of equals the outermost
-    roots = {name.removesuffix(file) for file in wanted for name in kept if f"/{name}".endswith(f"/{file}")} | {""}
-    root = max(sorted(roots), key=lambda root: (sum(root + file in kept for file in wanted), -root.count("/")))
     found = {}
-    for file in wanted:
-        for name in (root + file, root + os.path.basename(file)):  # the latter if handed in one by one
-            if name in kept:
-                found[file] = kept.pop(name)
-                names.remove(name)
-                break
+    for file in wanted:  # under its whole name or, if handed in without folders, its own
+        matches = ([name for name in kept if f"/{name}".endswith(f"/{file}")] or
+                   [name for name in kept if os.path.basename(name) == os.path.basename(file)])
+        if matches:
+            outermost = min(matches, key=lambda name: name.count("/"))
+            found[file] = kept[outermost]
+            names.remove(outermost)
     return {"files": found, "others": names[:20]}
 
 
