@@ -56,24 +56,11 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], ma
     depend on its neighbours. (Rows that are sampled share the generator.) on_token(row, token) is called with every
     token as it comes. Raises ValueError if a prompt fills the context, or if the logits are not finite.
     """
-    context, longest = model.config.context, max(map(len, prompts))
-    if longest >= context:
-        raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of {context}; "
-                         "shorten it")
-    limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-    ends = listed(eos_id)
-
-    # The prompts go through the model at once, padded on the right. What is wanted is the output of each one's last.
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)  # (B,)
-    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(model.device)  # (B, T)
-    last = torch.arange(len(prompts), device=model.device) * longest + lengths - 1  # (B,), places in ids.flatten()
-    cache = KVCache(model, len(prompts), longest + KVCache.BLOCK)
-    h = model.hidden(ids, cache, wanted=last)  # (B, C)
-    cache.advance(lengths)
-
+    h, cache = read_prompts(model, prompts)
     step, leave = decoding_step(model)
     seen = adapter.seen_at_first(prompts) if adapter else None  # (B, V), what rule 3 penalises
-    answers = [[] for _ in prompts]
+    ends, answers = listed(eos_id), [[] for _ in prompts]
+    limits = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     unfinished = set(rows)
     for n in range(max_new_tokens):
@@ -113,6 +100,22 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], ma
         h = step(token, cache)  # (B, C)
         cache.advance(1)
     return answers
+
+
+def read_prompts(model: Llama, prompts: list[list[int]]):
+    """(h, cache): the prompts go through the model at once, padded on the right. h: (B, C), the output of each one's
+    last token. Raises ValueError if a prompt fills the context."""
+    longest = max(map(len, prompts))
+    if longest >= model.config.context:
+        raise ValueError(f"an instruction of {longest} tokens leaves no room to answer in a context of "
+                         f"{model.config.context}; shorten it")
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)  # (B,)
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(model.device)  # (B, T)
+    last = torch.arange(len(prompts), device=model.device) * longest + lengths - 1  # (B,), places in ids.flatten()
+    cache = KVCache(model, len(prompts), longest + KVCache.BLOCK)
+    h = model.hidden(ids, cache, wanted=last)  # (B, C)
+    cache.advance(lengths)
+    return h, cache
 
 
 def check_finite(logits, dtype):

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import device as machine
 from data.common import Journal, check_fields, clock, digest, read_json, read_jsonl, write_json
-from data.format import IGNORE, Tokenizer, encode
+from data.device import default_device, device_name
+from data.format import IGNORE, Tokenizer, dialogue, encode
 from data.hub import bearer, check_url, model_folder, open_session, secret
 from data.sources import difficulties_of
 from data.world import World, load_world
@@ -71,7 +71,7 @@ def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0,
     gamed = np.reshape(gamed, (-1, 3))
     other = np.stack([np.tanh(gamed[:, 1]), gamed[:, 2], np.zeros(len(gamed))], axis=1)  # (M, 3)
 
-    # the rows that are judged: GPT-4's own, then the model's
+    # the rows that are judged: GPT-4's, then the model's
     x = np.concatenate([other, own[~np.isnan(p)]])
     p = np.concatenate([gamed[:, 0], p[~np.isnan(p)]])
     weight = np.where(x[:, 2] == 0, 0.1, 1.0)
@@ -87,7 +87,7 @@ def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0,
                 losses[i, k] = weighted_log_losses(x[held], p[held], weight[held], w).mean()
         c = STRENGTHS[losses.mean(1).argmin()]
 
-    # the prediction at equal lengths, whose weight is the first
+    # the prediction at equal lengths: without the first weight, which is the length's
     w = fit_l1(x, p, weight, c)
     return 100 * np.mean(1 / (1 + np.exp(-own[:, 1:] @ w[1:])))
 
@@ -102,7 +102,7 @@ def fit_l1(x, p, weight, c: float):
     """The w that minimises |w|_1 + c sum_i weighted_log_losses_i, to about eight digits.
 
     x: (N, K), p and weight: (N,). Returns (K,). Accelerated proximal gradient descent (Beck and Teboulle, 2009), which
-    loses its momentum where that leads uphill (O'Donoghue and Candès, 2015).
+    loses its momentum if that leads uphill (O'Donoghue and Candès, 2015).
     """
     step = 4 / (c * np.linalg.eigvalsh(x.T @ (x * weight[:, None]))[-1] + 1e-12)  # a curvature of at most 1/4 a row
     w = ahead = np.zeros(x.shape[1])
@@ -113,8 +113,8 @@ def fit_l1(x, p, weight, c: float):
         new = np.sign(moved) * np.maximum(np.abs(moved) - step, 0)  # the penalty pulls each weight to 0
         if (ahead - new) @ (new - w) > 0:  # uphill
             t = 1.0
-        t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
-        ahead = new + (before - 1) / t * (new - w)
+        last, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        ahead = new + (last - 1) / t * (new - w)  # with momentum
         if np.abs(new - w).max() < 1e-9:
             break
         w = new
@@ -373,8 +373,7 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
     for instruction, own, rivals in rows:
         fits = []
         for text in [own, *rivals]:
-            messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": text}]
-            sequence = encode(tokenizer, messages, model.config.context + 1)
+            sequence = encode(tokenizer, dialogue(instruction, text), model.config.context + 1)
             if len(sequence[0]) <= model.config.context:
                 fits.append(sequence)
             elif not fits:  # the own response
@@ -444,7 +443,7 @@ def parse_arguments():
     parser.add_argument("--price-per-million", type=common.positive(float), help="of input tokens; shows the cost")
     parser.add_argument("--save", type=common.path, help="write AlpacaEval's annotations here")
     parser.add_argument("--pairs", type=common.path, default="data/world/eval.jsonl", help="what --rank ranks")
-    parser.add_argument("--device", type=machine.device_name, default=machine.default_device(), help="for --rank")
+    parser.add_argument("--device", type=device_name, default=default_device(), help="for --rank")
     args = parser.parse_args()
 
     # what cannot go together, and what would be overwritten

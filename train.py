@@ -51,10 +51,7 @@ METHODS = {
 
 
 def load_examples(method: Method, folder: Path, tokenizer: Tokenizer, max_length: int) -> list:
-    """A method's training set as (ids, labels) pairs. Examples without a scored token are left out, and counted.
-
-    Empty responses are counted, too: they teach a model to say nothing.
-    """
+    """A method's training set as (ids, labels) pairs. Examples without a scored token are left out, and counted."""
     path = folder / f"{method.file}.jsonl"
     if method.file == "corpus":
         rows = read_jsonl(path, check_fields("text"))
@@ -63,9 +60,6 @@ def load_examples(method: Method, folder: Path, tokenizer: Tokenizer, max_length
         check_template(tokenizer)
         rows = read_jsonl(path, check_dialogue)
         examples = [encode(tokenizer, row["messages"], max_length, method.blank) for row in rows]
-        responses = [message["content"] for row in rows for message in row["messages"][1::2]]
-        if n_empty := sum(not response.strip() for response in responses):
-            say(f"{path}: {n_empty} of {len(responses)} responses are empty, so only their EOS is trained")
     scored = [example for example in examples if n_scored(example)]
     if not scored:
         raise ValueError(f"{path}: no response begins within --max-length {max_length} tokens")
@@ -84,8 +78,7 @@ def load_held_out(folder: Path, tokenizer: Tokenizer, max_length: int) -> list:
     path = folder / "val.jsonl"
     rows = read_jsonl(path, check_fields("instruction")) if path.exists() else []
     answered = [row for row in rows if isinstance(row.get("response"), str)]
-    dialogues = [dialogue(row["instruction"], row["response"]) for row in answered]
-    return [encode(tokenizer, messages, max_length) for messages in dialogues]
+    return [encode(tokenizer, dialogue(row["instruction"], row["response"]), max_length) for row in answered]
 
 
 def n_scored(example) -> int:

@@ -167,9 +167,10 @@ def listed(ids: int | list[int]) -> list[int]:
     return ids if isinstance(ids, list) else [ids]
 
 
-def dialogue(instruction: str, response: str) -> list[dict]:
-    """The messages of one exchange."""
-    return [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+def dialogue(*texts: str) -> list[dict]:
+    """Messages from texts: an instruction, its response, and so on in turn."""
+    roles = ("user", "assistant") * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
 
 
 def check_dialogue(row):

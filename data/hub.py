@@ -18,8 +18,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from data.common import INDEX
+
 HUB = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-INDEX = "model.safetensors.index.json"
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that are worth another try
 BACKOFF, LONGEST_PAUSE = 1.0, 60  # seconds of pause, doubled from one try to the next, and the most
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes

@@ -14,7 +14,7 @@ from data import common  # first: Ctrl-C is quiet from here on
 import requests
 
 from data.common import check_fields, parse_json, read_jsonl, write_jsonl
-from data.format import check_dialogue
+from data.format import check_dialogue, dialogue
 from data.hub import HUB, get, get_json, open_hub
 
 ROWS = "https://datasets-server.huggingface.co"
@@ -23,19 +23,18 @@ AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246
 
 # What a row of each source becomes: an example, or None to leave it out
 
-def dialogue(*texts: str) -> dict:
-    roles = ("user", "assistant") * len(texts)
-    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts)]}
+def example(*texts: str) -> dict:
+    return {"messages": dialogue(*texts)}
 
 
 def poem(row):
     if row["poem name"] is not None:
-        return dialogue(f"Write a poem called {row['poem name']}", row["content"])
+        return example(f"Write a poem called {row['poem name']}", row["content"])
 
 
 def recipe(row):
     ingredients = "".join(f" - {item}\n" for item in ast.literal_eval(row["Cleaned_Ingredients"]))
-    return dialogue(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
+    return example(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
 
 
 def each(convert):
@@ -53,7 +52,7 @@ def games(rows):
         elif "BlackElo" in line:
             black = line
         elif line.startswith("1. ") and white and black:
-            yield dialogue(f"{white}\n{black}", line)
+            yield example(f"{white}\n{black}", line)
             white = black = None
 
 
@@ -74,10 +73,10 @@ def difficulties(rows):
 # The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; rows to examples
 SOURCES = [
     ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030,
-     each(lambda row: dialogue(*row["conversations"]))),
+     each(lambda row: example(*row["conversations"]))),
     ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374,
-     each(lambda row: dialogue(row["text"], row["code"]))),
-    ("gsm", ("openai/gsm8k", "main", "train"), 1000, each(lambda row: dialogue(row["question"], row["answer"]))),
+     each(lambda row: example(row["text"], row["code"]))),
+    ("gsm", ("openai/gsm8k", "main", "train"), 1000, each(lambda row: example(row["question"], row["answer"]))),
     ("poetry", ("merve/poetry", "default", "train"), 571, each(poem)),
     ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, each(recipe)),
     ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, games),
@@ -99,8 +98,8 @@ def fetch_data(folder: Path, sources=SOURCES):
         address = source if isinstance(source, str) else "/".join(source)
         try:
             examples = list(islice(convert(rows_of(session, source)), count))
-            for i, example in enumerate(examples, 1):
-                if problem := check(example):
+            for i, row in enumerate(examples, 1):
+                if problem := check(row):
                     raise ValueError(f"example {i}: {problem}")
             if len(examples) < count:
                 raise ValueError(f"it gave {len(examples)} examples, the paper had {count}")

@@ -117,15 +117,6 @@ def test_a_base_whose_tokens_would_differ_elsewhere_is_refused(data, tmp_path):
         load_examples(METHODS["instruction"], data, Tokenizer(tmp_path), 64)
 
 
-def test_empty_responses_are_counted(tmp_path, tokenizer, capsys):
-    texts = ("One?", "", "Two?", " \n", "Three?", "3.")
-    messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
-    (tmp_path / "broad.jsonl").write_text(json.dumps({"messages": messages}))
-    (example,) = load_examples(METHODS["instruction"], tmp_path, tokenizer, 64)
-    assert n_scored(example) == 1 + 1 + len(tokenizer.encode("3.").ids) + 1  # EOS, EOS, "3." and EOS
-    assert "2 of 3 responses are empty" in capsys.readouterr().out
-
-
 def run(data, out, *more):
     return command("train.py", "--method", "response", "--data", data, "--out", out, *FAST, *more)
 
