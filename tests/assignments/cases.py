@@ -92,7 +92,7 @@ def examples(rng, spec, lengths, scored: float):
 def summed_loss(rng, seed):
     for name, lengths, scored in [("one sequence", [12], 0.5), ("ragged rows", [5, 17, 9], 0.4),
                                   ("every token scored, the first too", [8, 11], 1.0),
-                                  ("few scored", [14, 6, 3, 20], 0.15)]:
+                                  ("few scored", [14, 6, 3, 20], 0.15), ("nothing scored", [4, 7], 0.0)]:
         for tied in (True, False):
             spec = model(rng, tie_word_embeddings=tied)
             yield f"{name}, {'tied' if tied else 'own'} vocabulary matrix", dict(

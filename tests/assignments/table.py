@@ -75,7 +75,8 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
     Assignment(3, "Decoding and rules", "assignment 2, or what a key/value cache is", (
         Question("choose", 30, ("generate.py:choose",), "greedy choice, temperature, nucleus",
                  0.07),  # six standard errors of 20,000 draws,
-        Question("generate", 45, ("generate.py:generate",), "the decoding loop: ragged batches, a cache, the rules",
+        Question("generate", 45, ("generate.py:read_prompts", "generate.py:generate"),
+                 "the decoding loop: ragged batches, a cache, the rules",
                  needs=("choose", "scores")),
         Question("scores", 25, ("adapter.py:Adapter.scores",), "the three rules, equation 4", FP32),
     ), (*COMMON, "generate.py", "adapter.py", "model.py")),
