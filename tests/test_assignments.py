@@ -96,13 +96,14 @@ def test_a_question_is_graded_alone(graders, tmp_path, question):
 def test_a_mistake_costs_points_and_another_right_way_none(graders, runner, row):
     assignment, q = planted.QUESTIONS[row.question]
     hidden = hand_out.cases_with_values(assignment, q, SEED, runner)
-    results = graders[assignment.number].run(q, row.files(), hidden, SEED, runner)
+    results = graders[assignment.number].run(
+        q, planted.plant(row.question, *row.edits), hidden, SEED, runner)
     wrong = [said for said in tolerance.marks(hidden, results, q.tolerance) if said]
-    assert (not wrong) == row.is_right, wrong
+    assert (not wrong) == (row.kind == "right"), wrong
 
 
 def test_every_question_has_points_cases_and_three_planted_mistakes():
-    wrong = [row.question for row in planted.read() if not row.is_right]
+    wrong = [row.question for row in planted.read() if row.kind == "wrong"]
     for assignment in CODED:
         assert sum(q.points for q in assignment.questions) == 100
         for q in assignment.questions:
@@ -116,31 +117,33 @@ def said_of(grader, runner, files, question="learning_rate"):
     return tolerance.marks(visible, grader.run(q, files, visible, 0, runner), q.tolerance)[0]
 
 
-@pytest.mark.parametrize("body, said", [
+def learning_rate(body):
+    """A submission of assignment 1 with this in learning_rate's place."""
+    stripped = source.strip(reference(1)["train.py"].decode(), ["learning_rate"])
+    return {"train.py": stripped.replace("raise NotImplementedError", body).encode()}
+
+
+@pytest.mark.parametrize("submission, said", [
     ("while True: pass", "took longer than"), ("x = bytearray(1 << 40)", "MemoryError"),
     ("import torch; x = torch.ones(1 << 36)", "RuntimeError"), ("import sys; sys.exit(0)", "it called sys.exit"),
     ("import os; os._exit(0)", "the process ended early"), ("return 'five'", "could not convert"),
-    ("import os; return float(os.environ['SEED'])", "KeyError"), ("open('x', 'w').write('1' * 99999)", "File too large"),
-    ("print(1.0); return -1", "expected"), ("raise ValueError('\\033[2J' + 'x' * 999)", "ValueError: ?[2Jxxx"),
+    ("import os; return float(os.environ['SEED'])", "KeyError"), ("print(1.0); return -1", "expected"),
+    ("open('x', 'w').write('1' * 99999)", "File too large"),
+    ("raise ValueError('\\033[2J' + 'x' * 999)", "ValueError: ?[2Jxxx"),
     ("import os\n    while True: os.write(3, b'x' * 65536)", "its values are too long"),
     # with all arguments: Python 3.13 does not count a call that leaves a default to itself, and runs out of memory
     ("return learning_rate(step, n_steps, peak, schedule, warmup)", "RecursionError"),
-])
-def test_what_is_no_answer_gets_a_clear_line(graders, runner, monkeypatch, body, said):
-    monkeypatch.setattr(runner, "memory", 1 << 30)
-    if said == "took longer than":  # the others must not fail for a busy machine's slowness
-        monkeypatch.setattr(runner, "seconds", 1.5)
-    found = said_of(graders[1], runner, planted.only_body("learning_rate", body))
-    assert said in found and len(found) <= 300
-
-
-@pytest.mark.parametrize("content, said", [
     (b"def learning_rate(:\n", "SyntaxError"), (b"\0" * 9, "null bytes"), (b"\xff\xfe", "SyntaxError"),
     (b"((" * 9000, "too many nested"), (b"import sys; sys.exit()", "sys.exit"), (None, "train.py is not in"),
     (b"def learning_rate():\n    pass\n", "TypeError"), (b"", "there is no function learning_rate"),
-])
-def test_what_is_no_python_gets_a_clear_line(graders, runner, content, said):
-    assert said in said_of(graders[1], runner, {"train.py": content} if content is not None else {})
+], ids=lambda value: str(value)[:25])
+def test_what_is_no_answer_gets_a_clear_line(graders, runner, monkeypatch, submission, said):
+    monkeypatch.setattr(runner, "memory", 1 << 30)
+    if said == "took longer than":  # the others must not fail for a busy machine's slowness
+        monkeypatch.setattr(runner, "seconds", 1)
+    files = learning_rate(submission) if isinstance(submission, str) else {"train.py": submission}
+    found = said_of(graders[1], runner, files if submission is not None else {})
+    assert said in found and len(found) <= 300
 
 
 def test_helpers_come_along(graders, runner):
@@ -157,11 +160,10 @@ def test_results_are_gradescopes_written_after_every_question_and_without_hidden
         graders, tmp_path, monkeypatch):
     path, written, real = tmp_path / "results.json", [], grade.write_json
     monkeypatch.setattr(grade, "write_json", lambda path, value: real(path, value) or written.append(path.read_text()))
-    files = planted.only_body("learning_rate", "raise ValueError((n_steps, peak))")
-    graders[1].grade(files, ["notes\033.txt"], path)
+    graders[1].grade(learning_rate("raise ValueError((n_steps, peak))"), ["notes\033.txt"], path)
     assert [len(json.loads(text)["tests"]) for text in written] == [2, 4, 6, 8]
     results = json.loads(path.read_text())
-    assert isinstance(results["execution_time"], float) and results["output"] == "Not read: notes?.txt."
+    assert results["output"] == "Not read: notes?.txt."
     assert all(row.keys() == {"score", "max_score", "output", "name", "number", "visibility", "status"}
                for row in results["tests"])
     visible, hidden = results["tests"][-2:]
@@ -206,14 +208,14 @@ OUTLIVE = '''
     time.sleep(99)'''
 
 
-@pytest.fixture
-def fenced(capsys):
+@pytest.fixture(scope="module")
+def fenced(request):
     """Makes a Runner within bubblewrap; without that the test is skipped, and says so."""
     try:
         new_runner, said = fence.for_submissions(False, 30)
         assert "within bubblewrap" in said
     except (ValueError, AssertionError) as error:
-        with capsys.disabled():
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print(f"\nhostile submissions are not tested here: {error or said}")
         pytest.skip("no bubblewrap")
     return new_runner
@@ -226,14 +228,14 @@ def test_a_hostile_submission_finds_nothing_and_changes_nothing(graders, fenced,
         for name, value in (("ROOT", ROOT), ("SECRET", tmp_path / "secret"), ("PORT", server.getsockname()[1]),
                             ("GRADER", os.getpid())):
             body = body.replace(name, str(value))
-        assert "of 14 attacks these worked: []" in said_of(graders[1], runner, planted.only_body("learning_rate", body))
+        assert "of 14 attacks these worked: []" in said_of(graders[1], runner, learning_rate(body))
         assert said_of(graders[1], runner, reference(1)) is None
 
 
 def test_nothing_of_a_submission_outlives_its_question(graders, fenced):
-    with fenced(seconds=2) as runner:
-        found = said_of(graders[1], runner, planted.only_body("learning_rate", OUTLIVE))
-        assert "took longer than 2 seconds" in found
+    with fenced(seconds=1) as runner:
+        found = said_of(graders[1], runner, learning_rate(OUTLIVE))
+        assert "took longer than 1 seconds" in found
     running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
     assert not [line for line in running if os.fsencode(runner.path) in line]
 
@@ -350,7 +352,7 @@ def test_a_handout_stands_alone_and_gives_nothing_away(handouts, number):
             assert line[1:].strip() not in handed
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", [1, 3])
 def test_the_check_of_a_handout_knows_the_starter_from_the_solution(handouts, runner, tmp_path, capsys, number):
     write(tmp_path, handouts[number])
     assignment = json.loads((tmp_path / "tests" / "check" / "visible.json").read_bytes())
@@ -400,11 +402,7 @@ def run():
 ])
 def test_an_experiment_is_compared_with_one_done_again(graders, run, tmp_path, prediction, change, lost):
     files = {"prediction.md": prediction.encode(), "result.json": json.dumps(run | change).encode()}
-    results = graders[5].grade(files, [], tmp_path / "r.json")
-    assert sum(scores(results).values()) == 50 - lost
-
-
-def test_a_result_that_is_no_json_is_no_result():
+    assert sum(scores(graders[5].grade(files, [], tmp_path / "r.json")).values()) == 50 - lost
     for junk in (b"[1]", b"{", b"\xff", b"[" * 99999, b"9" * 5000):
         assert experiment.read_result({"result.json": junk}) == {}
 

@@ -23,16 +23,12 @@ def check(assignment: dict, root: Path, runner: Runner) -> bool:
     files = {path: (root / path).read_bytes() for path in assignment["code"]}
     files |= {path: text.encode() for path, text in assignment["files"].items()}
     for number, question in enumerate(assignment["questions"], 1):
-        cases = question["cases"]
-        wrong = [said for said in tolerance.marks(cases, runner.run(files, cases), question["tolerance"]) if said]
+        wrong = tolerance.marks(question["cases"], runner.run(files, question["cases"]), question["tolerance"])
+        said, *more = tolerance.summary(wrong)
         first = [name for name in question["needs"] if name in not_right]
-        print(f"{assignment['number']}.{number} {question['name']}: {len(cases) - len(wrong)} of {len(cases)} cases "
-              "right" + f"; it calls {', '.join(first)}, not right yet" * bool(first), flush=True)
-        for said in wrong[:5]:
-            print(f"    {said}")
-        if len(wrong) > 5:
-            print(f"    and {len(wrong) - 5} more")
-        not_right += [question["name"]] * bool(wrong)
+        print(f"{assignment['number']}.{number} {question['name']}: {said}"
+              + f"; it calls {', '.join(first)}, not right yet" * bool(first), *more, sep="\n    ", flush=True)
+        not_right += [question["name"]] * bool(more)
     return not not_right
 
 

@@ -32,7 +32,6 @@ class Assignment:
 
     number: int
     title: str
-    prerequisites: str
     questions: tuple[Question, ...]
     keep: tuple[str, ...]
     hidden: tuple[str, ...] = ()
@@ -53,7 +52,7 @@ COMMON = ("LICENSE", "requirements.txt", "data/*.py", "data/README.md", "data/ti
 FP32, GRADIENT, EXACT = 1e-4, 1e-3, 1e-9
 
 ASSIGNMENTS = {assignment.number: assignment for assignment in [
-    Assignment(1, "The mask", "softmax, cross-entropy, gradient descent; some PyTorch", (
+    Assignment(1, "The mask", (
         Question("encode", 35, ("data/format.py:encode",), "a dialogue as tokens, and which of them are scored"),
         Question("summed_loss", 25, ("train.py:collate", "train.py:summed_loss"),
                  "a batch, and its loss on scored tokens", GRADIENT),
@@ -61,7 +60,7 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
                  "the gradient of a step, however it is cut", GRADIENT, ("summed_loss",)),
         Question("learning_rate", 15, ("train.py:learning_rate",), "the schedule", EXACT),
     ), (*COMMON, "train.py", "model.py")),
-    Assignment(2, "The model", "attention on paper; tensors and their shapes", (
+    Assignment(2, "The model", (
         Question("RMSNorm", 15, ("model.py:RMSNorm.forward",), "the norm, in fp32 whatever comes in", FP32),
         Question("rotary_angles", 20, ("model.py:rotary_angles",), "the angles of positions, and Llama 3.1's scaling",
                  1e-3),  # position 200 times a frequency that is off by fp32's 1e-7, several times over
@@ -72,7 +71,7 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
     ), (*COMMON, "model.py", "tests/golden/llama2/config.json", "tests/golden/llama2/model*",
         "tests/golden/llama31/config.json", "tests/golden/llama31/model*"),
         ("tests/golden/*/config.json", "tests/golden/*/model*")),
-    Assignment(3, "Decoding and rules", "assignment 2, or what a key/value cache is", (
+    Assignment(3, "Decoding and rules", (
         Question("choose", 30, ("generate.py:choose",), "greedy choice, temperature, nucleus",
                  0.07),  # six standard errors of 20,000 draws,
         Question("generate", 45, ("generate.py:read_prompts", "generate.py:generate"),
@@ -80,7 +79,7 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
                  needs=("choose", "scores")),
         Question("scores", 25, ("adapter.py:Adapter.scores",), "the three rules, equation 4", FP32),
     ), (*COMMON, "generate.py", "adapter.py", "model.py")),
-    Assignment(4, "Judging", "means and standard errors, logistic regression", (
+    Assignment(4, "Judging", (
         Question("win_rate", 20, ("judge.py:win_rate",), "the win rate and its standard error", EXACT),
         Question("length_controlled", 30, ("judge.py:length_controlled",), "the win rate at equal lengths",
                  2e-5),  # 0.001 percentage points: what another fit leaves that has converged
@@ -88,7 +87,7 @@ ASSIGNMENTS = {assignment.number: assignment for assignment in [
                  "a judge model's log-probabilities as a preference", EXACT),
         Question("rank_responses", 25, ("judge.py:rank_responses",), "response ranking, equation 3", EXACT),
     ), (*COMMON, "judge.py", "model.py")),
-    Assignment(5, "An experiment", "assignments 1 and 4 help to read what is run; an hour", (
+    Assignment(5, "An experiment", (
         Question("prediction", 20, ("prediction.md:",), "what you predict and why, written before the run"),
         Question("run", 30, ("result.json:",), "the run in a world of your own seed, done again by the grader"),
     ), (*COMMON, "train.py", "model.py", "generate.py", "adapter.py", "judge.py")),

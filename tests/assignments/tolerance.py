@@ -73,6 +73,13 @@ def marks(cases: list[dict], results: list[dict], tolerance: float) -> list[str 
     return said
 
 
+def summary(wrong: list[str | None]) -> list[str]:
+    """Lines that say how many cases are right, and what is wrong with the first five others."""
+    said = list(dict.fromkeys(filter(None, wrong)))
+    more = [f"and {len(said) - 5} more"] if len(said) > 5 else []
+    return [f"{wrong.count(None)} of {len(wrong)} cases right", *said[:5], *more]
+
+
 def printable(text: str) -> str:
     """At most 300 characters of a text from a submission, none of which controls a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text[:300])
