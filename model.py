@@ -63,8 +63,7 @@ class Config:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
 
-    The mean is over the last dimension, taken in fp32 whatever the type of x. weight: (C,), ones at first.
-    The result has the shape and type of x.
+    The mean is over the last dimension, in fp32 whatever the type of x; the result has the type of x. weight: (C,).
     """
 
     def __init__(self, dim: int, eps: float):
@@ -168,77 +167,6 @@ def attend(q, k, v, mask=None):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n_kv_heads < H)
 
 
-class KVCache:
-    """The keys and values of the tokens so far, so that every token goes through the model once.
-
-    Each row of the batch has a length of its own: its next token comes behind its last one, over what padding left
-    there. keys[i] and values[i] are layer i's, (B, n_kv_heads, n_slots, D). lengths: (B,) int64, how many slots of each
-    row are filled; longest: the largest of them.
-    """
-
-    BLOCK = 128  # slots that `grow` adds
-
-    def __init__(self, model: "Llama", batch_size: int, n_slots: int):
-        config, weight = model.config, model.model.embed_tokens.weight
-        shape = (batch_size, config.num_key_value_heads, n_slots, config.head_dim)
-        self.keys = [weight.new_zeros(shape) for _ in model.model.layers]
-        self.values = [weight.new_zeros(shape) for _ in model.model.layers]
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        self.longest = 0
-
-    @property
-    def n_slots(self) -> int:
-        return self.keys[0].shape[2]
-
-    def reserve(self, n_tokens: int):
-        """Choose the slots of each row's next tokens. Returns their positions, (B, n_tokens), and the number of keys
-        that attention will read."""
-        device = self.lengths.device
-        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
-        self.positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)  # (B, n_tokens)
-        # Behind the longest row there is nothing to read. A GPU reads it all the same, once the prompts are in: the
-        # steps that it records (see data/device.py) need one shape.
-        self.n_keys = self.longest + n_tokens
-        if self.longest and device.type == "cuda":
-            self.n_keys = self.n_slots
-        return self.positions, self.n_keys
-
-    def append(self, layer: int, k, v):
-        """Write a layer's new keys and values, (B, n_kv_heads, n_tokens, D), into the slots that `reserve` chose.
-
-        Returns the keys and values that attention reads, (B, n_kv_heads, S, D).
-        """
-        self.keys[layer][self.rows, :, self.positions] = k.transpose(1, 2)
-        self.values[layer][self.rows, :, self.positions] = v.transpose(1, 2)
-        return self.keys[layer][:, :, : self.n_keys], self.values[layer][:, :, : self.n_keys]
-
-    def advance(self, n_tokens):
-        """Count the tokens that the model has now read. n_tokens: (B,) int64, or an int for all rows alike."""
-        self.lengths += n_tokens  # in place: a recorded step reads this tensor
-        self.longest += int(torch.as_tensor(n_tokens).max())
-
-    def keep(self, rows):
-        """Drop all but some rows of the batch. rows: (n,) int64."""
-        self.lengths = self.lengths[rows]
-        self.longest = int(self.lengths.max())
-        for i in range(len(self.keys)):  # layer by layer: then two copies of one layer are held, not of all
-            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
-
-    def grow(self):
-        """Add BLOCK empty slots to every row."""
-        for i in range(len(self.keys)):
-            self.keys[i] = F.pad(self.keys[i], (0, 0, 0, self.BLOCK))
-            self.values[i] = F.pad(self.values[i], (0, 0, 0, self.BLOCK))
-
-
-def take(x, index):
-    """The vectors of x, (..., C), at places of its first dimensions taken as one. Returns (*index.shape, C).
-
-    The same as x.flatten(0, -2)[index], whose gradient PyTorch computes more slowly.
-    """
-    return x.flatten(0, -2).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads.
 
@@ -247,9 +175,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.layer, self.clip = layer, config.clip_qkv
-        self.n_heads, self.n_kv_heads, self.head_dim = (
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.layer, self.clip, self.head_dim = layer, config.clip_qkv, config.head_dim
+        self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.q_proj = nn.Linear(config.hidden_size, self.n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
@@ -326,8 +253,8 @@ class Llama(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # Zeros until a checkpoint or `init_weights` comes: nn.Embedding's own random values would, on the meta device
-        # of `from_pretrained`, make PyTorch import its compiler, which takes a second.
+        # Zeros until weights come: on the meta device of `from_pretrained`, nn.Embedding's own random values would make
+        # PyTorch import its compiler, which takes a second.
         embedding = torch.zeros(config.vocab_size, config.hidden_size)
         self.model = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding.from_pretrained(embedding, freeze=False),
@@ -424,3 +351,74 @@ class Llama(nn.Module):
         save_tensors(Path(path) / "model.safetensors", tensors or self.state_dict(), {"format": "pt"}, dtype)
         config = replace(self.config, dtype=str(dtype).removeprefix("torch."))
         write_text(Path(path) / "config.json", config_text(config))
+
+
+def take(x, index):
+    """The vectors of x, (..., C), at places of its first dimensions taken as one. Returns (*index.shape, C).
+
+    The same as x.flatten(0, -2)[index], whose gradient PyTorch computes more slowly.
+    """
+    return x.flatten(0, -2).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])
+
+
+class KVCache:
+    """The keys and values of the tokens so far, so that every token goes through the model once.
+
+    Each row of the batch has a length of its own: its next token comes behind its last one, over what padding left
+    there. keys[i] and values[i] are layer i's, (B, n_kv_heads, n_slots, D). lengths: (B,) int64, how many slots of each
+    row are filled; longest: the largest of them.
+    """
+
+    BLOCK = 128  # slots that `grow` adds
+
+    def __init__(self, model: Llama, batch_size: int, n_slots: int):
+        config, weight = model.config, model.model.embed_tokens.weight
+        shape = (batch_size, config.num_key_value_heads, n_slots, config.head_dim)
+        self.keys = [weight.new_zeros(shape) for _ in model.model.layers]
+        self.values = [weight.new_zeros(shape) for _ in model.model.layers]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        self.longest = 0
+
+    @property
+    def n_slots(self) -> int:
+        return self.keys[0].shape[2]
+
+    def reserve(self, n_tokens: int):
+        """Choose the slots of each row's next tokens. Returns their positions, (B, n_tokens), and the number of keys
+        that attention will read."""
+        device = self.lengths.device
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
+        self.positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)  # (B, n_tokens)
+        # Behind the longest row there is nothing to read. A GPU reads it all the same, once the prompts are in: the
+        # steps that it records (see data/device.py) need one shape.
+        self.n_keys = self.longest + n_tokens
+        if self.longest and device.type == "cuda":
+            self.n_keys = self.n_slots
+        return self.positions, self.n_keys
+
+    def append(self, layer: int, k, v):
+        """Write a layer's new keys and values, (B, n_kv_heads, n_tokens, D), into the slots that `reserve` chose.
+
+        Returns the keys and values that attention reads, (B, n_kv_heads, S, D).
+        """
+        self.keys[layer][self.rows, :, self.positions] = k.transpose(1, 2)
+        self.values[layer][self.rows, :, self.positions] = v.transpose(1, 2)
+        return self.keys[layer][:, :, : self.n_keys], self.values[layer][:, :, : self.n_keys]
+
+    def advance(self, n_tokens):
+        """Count the tokens that the model has now read. n_tokens: (B,) int64, or an int for all rows alike."""
+        self.lengths += n_tokens  # in place: a recorded step reads this tensor
+        self.longest += int(torch.as_tensor(n_tokens).max())
+
+    def keep(self, rows):
+        """Drop all but some rows of the batch. rows: (n,) int64."""
+        self.lengths = self.lengths[rows]
+        self.longest = int(self.lengths.max())
+        for i in range(len(self.keys)):  # layer by layer: then two copies of one layer are held, not of all
+            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
+
+    def grow(self):
+        """Add BLOCK empty slots to every row."""
+        for i in range(len(self.keys)):
+            self.keys[i] = F.pad(self.keys[i], (0, 0, 0, self.BLOCK))
+            self.values[i] = F.pad(self.values[i], (0, 0, 0, self.BLOCK))

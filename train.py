@@ -390,10 +390,11 @@ def first_model(args, config: Config, scratch: Path) -> tuple[Path, Llama]:
     Pretraining trains its tokenizer on the corpus and writes it to `scratch`: --out is not touched before the input is
     known to be good.
     """
-    bf16 = fast_bf16(args.device)
+    def shard(model):
+        distributed.shard(model, fast_bf16(args.device))
+
     if args.method != "pretrain":
-        return args.model, Llama.from_pretrained(args.model, device=args.device,
-                                                 shard=lambda model: distributed.shard(model, bf16))
+        return args.model, Llama.from_pretrained(args.model, device=args.device, shard=shard)
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
         raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, "
                          "as the tokenizer trained here has them")
@@ -401,7 +402,7 @@ def first_model(args, config: Config, scratch: Path) -> tuple[Path, Llama]:
     write_text(scratch / "tokenizer.json", train_tokenizer(texts, config.vocab_size).to_str(pretty=True))
     write_text(scratch / "config.json", config_text(config))
     model = Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
-    distributed.shard(model, bf16)
+    shard(model)
     return scratch, model
 
 
@@ -415,6 +416,9 @@ def run(args, config: Config, scratch: Path):
 
     # The model, what it is trained on, and how far an interrupted run was.
     base, model = first_model(args, config, scratch)
+    model.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        compile_layers(model)
     tokenizer, bf16 = Tokenizer(base), fast_bf16(args.device)
     examples = load_examples(METHODS[args.method], args.data, tokenizer, args.max_length)
     held_out = load_held_out(args.data, tokenizer, args.max_length)
@@ -422,9 +426,6 @@ def run(args, config: Config, scratch: Path):
     checkpoint, first_epoch, curves = args.out / CHECKPOINT, 0, {"loss": [], "held_out_loss": []}
     if found == "half":
         first_epoch, curves = load_checkpoint(checkpoint, model, optimizer)
-    model.gradient_checkpointing = args.gradient_checkpointing
-    if args.compile:
-        compile_layers(model)
     say(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {distributed.n_ranks()} x {args.device}"
         + ", bf16 autocast" * bf16 + f", from epoch {first_epoch + 1}" * (first_epoch > 0))
@@ -433,28 +434,33 @@ def run(args, config: Config, scratch: Path):
 
     def after_epoch(epochs_done, losses):
         curves["loss"] += losses
+        line = f"epoch {epochs_done}/{args.epochs}  mean loss {sum(losses) / len(losses):.4f}"
         if held_out:
             curves["held_out_loss"].append(mean_loss(model, held_out, args.token_budget, bf16))
-            say(f"epoch {epochs_done}/{args.epochs}  loss on {len(held_out)} held-out dialogues, with their "
-                f"instructions: {curves['held_out_loss'][-1]:.4f}")
+            line += f", on held-out dialogues {curves['held_out_loss'][-1]:.4f}"
+        say(line)
         if epochs_done < args.epochs:
             save_checkpoint(checkpoint, model, optimizer, settings, epochs_done, curves)
 
     # The loop, then what it made.
     began = time.perf_counter()
     hyper = Hyperparameters(**{field.name: getattr(args, field.name) for field in fields(Hyperparameters)})
-    losses = train(model, examples, hyper, optimizer, first_epoch, after_epoch)
+    train(model, examples, hyper, optimizer, first_epoch, after_epoch)
+    record = settings | {"model": str(args.model), "data": str(args.data),
+                         "seconds": round(time.perf_counter() - began, 1)}
+    save(args, base, model, record | curves, loss_svg(**curves))
+    say(f"wrote {args.out}, with the curves of both losses in loss.svg")
+
+
+def save(args, base: Path, model: Llama, record: dict, svg: str):
+    """Write the folder of a finished run; run.json comes last, since a folder that has it is finished."""
     tensors = distributed.gathered(model.state_dict())
     if distributed.is_main():
-        record = settings | {"model": str(args.model), "data": str(args.data),
-                             "seconds": round(time.perf_counter() - began, 1)}
         model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
         write_companions(args.out, base, args.method != "pretrain")
-        write_text(args.out / "loss.svg", loss_svg(**curves))
-        write_json(args.out / RECORD, record | curves)  # the last: a folder that has it is a finished run
-        checkpoint.unlink(missing_ok=True)
-    last_epoch = losses[-math.ceil(len(examples) / args.batch_size):]
-    say(f"wrote {args.out}: mean loss of the last epoch {sum(last_epoch) / len(last_epoch):.4f}")
+        write_text(args.out / "loss.svg", svg)
+        write_json(args.out / RECORD, record)
+        (args.out / CHECKPOINT).unlink(missing_ok=True)
 
 
 def loss_svg(loss: list[float], held_out_loss: list[float]) -> str:

@@ -1,5 +1,4 @@
-"""The machine: the names of its processors, and ways to be fast on each. Where one refuses, a sentence says so and the
-work is done without."""
+"""The machine: the names of its processors, and ways to be fast on each."""
 import platform
 import sys
 
@@ -23,7 +22,9 @@ device_name.__name__ = "device"  # argparse: "invalid device value: 'abacus'"
 
 def default_device() -> str:
     """The fastest kind of processor that this machine has."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def fast_bf16(device: str) -> bool:
@@ -108,8 +109,8 @@ def reorder_weights_for_cpu(model, batch_size: int):
     """Put large weights in the order in which an x86 CPU's matrix kernel reads them. The model can only decode after.
 
     A step of decoding mostly reads the weights, and reads them up to twice as fast so. The matrices of queries, keys
-    and values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the
-    operator refuses (bf16 without AVX-512), nothing is done.
+    and values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and if
+    the operator refuses (bf16 without AVX-512), nothing is done.
     batch_size: how many sequences a step will have; oneDNN chooses the order for that number.
     """
     x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
@@ -117,7 +118,7 @@ def reorder_weights_for_cpu(model, batch_size: int):
         return model
 
     def reordered(*layers):
-        """A function that multiplies by the layers' weights, or None where there is no use or no way."""
+        """A function that multiplies by the layers' weights, or None if there is no use or no way."""
         weight = torch.cat([layer.weight.detach() for layer in layers])  # (out, in)
         if weight.numel() < 100_000:
             return None
