@@ -1,4 +1,4 @@
-"""tests/assignments: the reference has full marks and the starter none; a planted mistake costs points, and only its own.
+"""tests/assignments: the reference has full marks and the starter none; a planted mistake costs its own points only.
 
 The grader outlives submissions that do not answer but loop, forge, steal or crash.
 """

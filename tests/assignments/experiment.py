@@ -82,8 +82,8 @@ def check_run(files: dict[str, bytes]) -> list[str | None]:
     """What is wrong with a submitted result.json, or None, part by part: it is compared with a run done again."""
     result, seed = read_result(files), seed_of(prediction_of(files))
     if result.get("seed") != seed:
-        return [f"result.json is of the world {result.get('seed')!r:.20}, and the text of prediction.md gives {seed}: it "
-                "is not the prediction that the run began with"] * 4
+        return [f"result.json is of the world {result.get('seed')!r:.20}, and the text of prediction.md gives {seed}; "
+                "so it is not the prediction that the run began with"] * 4
     again = run(seed)
     wrong = [None if result.get("data_sha256") == again["data_sha256"] else "it was trained on other data"]
     wrong.append(far("loss", result.get("loss"), again["loss"], LOSS_TOLERANCE * again["loss"]))

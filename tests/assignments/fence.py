@@ -11,7 +11,8 @@ from pathlib import Path
 from runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store", "/gnu/store")
+SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store",
+          "/gnu/store")
 
 
 def bubblewrap(folder: Path) -> list[str]:

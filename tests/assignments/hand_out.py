@@ -70,9 +70,10 @@ def handout(assignment: Assignment, reference: Runner) -> dict[str, bytes]:
     """The whole handout, {path: content}."""
     lines = ["| | write | points | |", "|---|---|---|---|"]
     for number, q in enumerate(assignment.questions, 1):
-        names = ", ".join(f"`{name}`" for name in q.names if name)
+        names = ", ".join(f"`{name}`" for name in q.names)
+        where = f"{names} in `{q.file}`" if q.names != ("",) else f"`{q.file}`"
         after = f"; uses {', '.join(q.needs)}" if q.needs else ""
-        lines.append(f"| {assignment.number}.{number} | {names} in `{q.file}` | {q.points} | {q.about}{after} |")
+        lines.append(f"| {assignment.number}.{number} | {where} | {q.points} | {q.about}{after} |")
     text = (HERE / f"{assignment.number}.md").read_text(encoding="utf-8").replace("{questions}", "\n".join(lines))
     files, makefile = starter(assignment), (HERE / "handout.mk").read_text()
     if assignment.number == 5:

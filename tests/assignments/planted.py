@@ -27,7 +27,7 @@ def read() -> list[Planted]:
 
 
 def plant(question: str, *edits) -> dict[str, bytes]:
-    """The reference's files with (old, new) texts in a question's functions. Raises ValueError where one is not there."""
+    """The reference's files with (old, new) texts in a question's functions. ValueError: an old one is not there."""
     assignment, q = QUESTIONS[question]
     files = {file: hand_out.clean_files(assignment)[file] for file in assignment.files}
     text = files[q.file].decode()
