@@ -374,7 +374,7 @@ def test_make_submission_writes_the_archive_that_the_grader_takes(handouts, tmp_
                           capture_output=True, env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"})
     assert made.returncode == 0, made.stderr
     assert "4.1 win_rate: 2 of 5 cases right" in made.stdout and "4.3 preference_for_second: 7 of 7" in made.stdout
-    assert "wrote assignment-4.zip with judge.py" in made.stdout and "not right yet" in made.stdout
+    assert "wrote assignment-4.zip with judge.py" in made.stdout and "not all is right yet" in made.stdout
     assert read_submission(tmp_path / "assignment-4.zip", ["judge.py"])[0].keys() == {"judge.py"}
 
 

@@ -1,7 +1,7 @@
 """Assignment 5: response tuning in a world that the base model never read about. First predict, then run.
 
     make experiment         # or: python tests/check/check.py, once prediction.md is filled in
-    make check              # is all there?  make submission: pack it
+    make check              # is all there?
 
 The text of your prediction gives your world's seed: after the run it can no longer be changed. Training is 3 epochs on
 300 responses without their instructions (section 3).
@@ -9,7 +9,6 @@ The text of your prediction gives your world's seed: after the run it can no lon
 import hashlib
 import re
 import sys
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -112,22 +111,15 @@ def read_result(files: dict[str, bytes]) -> dict:
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="is everything there? nothing is run")
-    parser.add_argument("--submission", action="store_true", help="pack prediction.md and result.json")
     args = parser.parse_args()
     files = {name: (ROOT / name).read_bytes() for name in ("prediction.md", "result.json") if (ROOT / name).exists()}
     seed, wrong = seed_of(prediction_of(files)), [said for said in check_prediction(files) if said]
-    if args.check or args.submission:
-        if not wrong and read_result(files).get("seed") != seed:
-            wrong = ["result.json is not there, or is not of this prediction; make experiment writes it"]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        if args.submission:
-            with zipfile.ZipFile(ROOT / "assignment-5.zip", "w") as archive:
-                for name, data in files.items():
-                    archive.writestr(name, data)
-        return print("wrote assignment-5.zip: hand in this file" if args.submission else "all is there")
+    if args.check and not wrong and read_result(files).get("seed") != seed:
+        wrong = ["result.json is not there, or is not of this prediction; make experiment writes it"]
     if wrong:
-        raise ValueError(f"first the prediction: {'; '.join(wrong)}")
+        raise ValueError("; ".join(wrong))
+    if args.check:
+        return print("all is there")
     print(f"the world of seed {seed}", flush=True)
     result = {"seed": seed} | run(seed)
     write_json(ROOT / "result.json", result)

@@ -75,15 +75,17 @@ def handout(assignment: Assignment, reference: Runner) -> dict[str, bytes]:
         after = f"; uses {', '.join(q.needs)}" if q.needs else ""
         lines.append(f"| {assignment.number}.{number} | {where} | {q.points} | {q.about}{after} |")
     text = (HERE / f"{assignment.number}.md").read_text(encoding="utf-8").replace("{questions}", "\n".join(lines))
-    files, makefile = starter(assignment), (HERE / "handout.mk").read_text()
+    files, makefile, check = starter(assignment), (HERE / "handout.mk").read_text(), "tests/check/check.py"
     if assignment.number == 5:
-        makefile += EXPERIMENT
+        makefile, check = makefile + EXPERIMENT, f"{check} --check"
         files["tests/check/check.py"] = (HERE / "experiment.py").read_bytes()
         files["prediction.md"] = experiment.TEMPLATE.encode()
     else:
         text += (HERE / "rules.md").read_text(encoding="utf-8")
         files |= {f"tests/check/{name}": (HERE / name).read_bytes() for name in CHECKERS}
         files["tests/check/visible.json"] = visible(assignment, reference).encode()
+    makefile = makefile.format(check=check, archive=f"assignment-{assignment.number}.zip",
+                               files=" ".join(assignment.files))
     return files | {"README.md": text.encode(), "Makefile": makefile.encode()}
 
 
@@ -94,7 +96,7 @@ def visible(assignment: Assignment, reference: Runner) -> str:
         questions.append({"name": q.name, "tolerance": q.tolerance, "needs": q.needs,
                           "cases": cases_with_values(assignment, q, VISIBLE, reference)})
     return json.dumps({
-        "number": assignment.number, "questions": questions, "hand in": assignment.files,
+        "number": assignment.number, "questions": questions,
         "code": [path for path in clean if path.endswith(".py") or path.startswith("tests/golden")],
         "files": {path: data.decode() for path, data in files_of(assignment.number, VISIBLE).items()}}, default=list_of)
 
