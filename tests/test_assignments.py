@@ -2,7 +2,6 @@
 
 The grader outlives submissions that do not answer but loop, forge, steal or crash.
 """
-import io
 import json
 import os
 import re
@@ -10,10 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import tarfile
-import zipfile
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -262,27 +258,16 @@ def test_the_fence_hides_the_repository_and_binds_an_environment_in_it_back(monk
     assert words[-6:] == ["--remount-ro", str(ROOT), "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
-def archive(path, files, mode):
-    with tarfile.open(path, mode) as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(f"./x/{name}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
 def test_every_form_of_a_submission_is_read(tmp_path):
-    files = {"data/format.py": b"x = 1\n", "train.py": b"y = 2\n"}
-    for name, folder in (("plain.zip", ""), ("mac.zip", "my work/")):
-        with zipfile.ZipFile(tmp_path / name, "w") as made:
-            for file, data in files.items():
-                made.writestr(folder + file, data)
-                made.writestr(f"__MACOSX/._{file}", b"\0")
-    for name, mode in (("a.tar.gz", "w:gz"), ("b.tar", "w"), ("no-ending", "w:xz")):
-        archive(tmp_path / name, files, mode)
-    for folder in ("folder", "nested/deep"):
-        write(tmp_path / folder, files | {"large.py": b"#" * (2 << 20)})
+    files, mac = {"data/format.py": b"x = 1\n", "train.py": b"y = 2\n"}, tmp_path / "mac"
+    write(mac, {"__MACOSX/._train.py": b"\0", "large.py": b"#" * (2 << 20)})
+    write(mac / "my work", files)
+    for kind in ("zip", "tar", "gztar", "xztar"):
+        shutil.make_archive(tmp_path / kind, kind, mac)
+    write(tmp_path / "nested/deep", files)
     write(tmp_path / "flat", {os.path.basename(file): data for file, data in files.items()})
     (tmp_path / "flat" / "model.py").symlink_to(ROOT / "model.py")
+    (tmp_path / "tar.tar").rename(tmp_path / "no-ending")
     for path in tmp_path.iterdir():
         assert read_submission(path, [*files, "model.py", "large.py"]) == (files, []), path
 
@@ -297,10 +282,12 @@ def test_one_submission_is_known_from_many(tmp_path):
 def test_what_cannot_be_read_gets_nothing_and_stops_nobody(graders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(graders[5], "experiment", lambda question, files: [grade.result_of("q", 10, [None], "visible")])
     work, right = tmp_path / "work", {"prediction.md": b"x"}
-    write(work, {"bomb.xz": b"", "torn.zip": b"PK\3\4 torn", "letter": b"Dear grader", "nothing/notes.txt": b""})
-    archive(work / "bomb.xz", {"prediction.md": b"\0" * (300 << 20), **right}, "w:xz")
-    archive(work / "good.tar.xz", right, "w:xz")
-    (work / "torn.tar.xz").write_bytes((work / "good.tar.xz").read_bytes()[:40])
+    write(work, {"torn.zip": b"PK\3\4 torn", "letter": b"Dear grader", "nothing/notes.txt": b"", "more/a.md": b""})
+    shutil.make_archive(work / "empty", "xztar", work / "more")
+    write(work / "more", right)
+    os.truncate(work / "more" / "a.md", 20 << 20)
+    shutil.make_archive(work / "bomb", "xztar", work / "more")
+    (work / "torn.tar.xz").write_bytes((work / "bomb.tar.xz").read_bytes()[:40])
     os.mkfifo(work / "pipe")
     (work / "zero").symlink_to("/dev/zero")
     (work / "itself").symlink_to("itself")
@@ -308,9 +295,10 @@ def test_what_cannot_be_read_gets_nothing_and_stops_nobody(graders, tmp_path, ca
     grade.grade_many(graders[5], work, tmp_path / "out")
     header, *rows = (line.split(",", 4) for line in (tmp_path / "out" / "grades.csv").read_text().splitlines())
     assert header == ["submission", "total", "5.1", "5.2", "problem"]
-    assert {row[0] for row in rows if row[1] == "20.0"} == {"?", "good.tar.xz", "bomb.xz"}
+    assert {row[0] for row in rows if row[1] == "20.0"} == {"?", "more", "bomb.tar.xz"}
     problems = {row[0]: row[4] for row in rows if row[1] == "0.0"}
-    assert problems.keys() == {"torn.zip", "letter", "nothing", "torn.tar.xz", "pipe", "zero", "itself"}
+    assert problems.keys() == {
+        "torn.zip", "letter", "nothing", "empty.tar.xz", "torn.tar.xz", "pipe", "zero", "itself"}
     assert all("hand in what make submission wrote" in problem for problem in problems.values())
 
 

@@ -12,7 +12,7 @@ from runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store",
-          "/gnu/store")
+          "/gnu/store", "/sys/devices/system/cpu")
 
 
 def bubblewrap(folder: Path) -> list[str]:
