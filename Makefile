@@ -83,7 +83,7 @@ generate: $(ready)
 
 eval: $(ready) $(world)
 	@$(PYTHON) generate.py --model "$$MODEL" --rules "$$RULES" --input "$$DATA/eval.jsonl" --output "$$ANSWERS"
-	@$(if $(world),$(PYTHON) data/world.py --grade "$$ANSWERS")
+	@[ ! -e "$$DATA/world.json" ] || $(PYTHON) data/answer_key.py "$$ANSWERS" --data "$$DATA"
 
 # the models that judge and rank need: a missing one is trained first where its name and the defaults say how
 tuned := $(patsubst %,out/%/run.json,instruction response mbpp gsm poetry recipes chess)

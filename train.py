@@ -106,7 +106,7 @@ def collate(examples: list, device) -> Batch:
                 5 7 9 3        index     0 1 2 3        places    0 1 2 3 6 7
                                          0 1 4 5
     """
-    tokens, found, paths, scored, targets, number = [], [], [], [], [], {}
+    tokens, found, paths, scored, targets, nodes = [], [], [], [], [], {}
     for row, (ids, labels) in enumerate(examples):
         # A row needs its tokens before the last scored one, which predict it; position t predicts token t + 1.
         scored_positions = [t for t, label in enumerate(labels) if label != IGNORE]
@@ -115,11 +115,11 @@ def collate(examples: list, device) -> Batch:
         # Go down the trie; a token that is new behind its parent is a new token of the batch.
         parent, path = -1, []
         for token, target in zip(ids[:n_needed], [*labels[1:], IGNORE]):
-            if (parent, token) not in number:
-                number[parent, token] = len(tokens)
+            if (parent, token) not in nodes:
+                nodes[parent, token] = len(tokens)
                 tokens.append(token)
                 found.append((row, len(path)))
-            parent = number[parent, token]
+            parent = nodes[parent, token]
             path.append(parent)
             if target != IGNORE:
                 scored.append(parent)
@@ -303,13 +303,22 @@ class LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), device=h.device)
         dh, dw = torch.zeros_like(h), torch.zeros_like(weight)
         for i in range(0, len(h), LinearCrossEntropy.ROWS):
-            rows, answers = h[i : i + LinearCrossEntropy.ROWS], targets[i : i + LinearCrossEntropy.ROWS, None]
-            logits = F.linear(rows, weight)  # (ROWS, V)
+            # 1. The logits of some rows. Rows of zeros make them a multiple of 64: few shapes, as in `collate`.
+            answers = targets[i : i + LinearCrossEntropy.ROWS, None]  # (n, 1)
+            n = len(answers)
+            rows = F.pad(h[i : i + n], (0, 0, 0, -n % 64))
+            logits = F.linear(rows, weight)  # (n + padding, V)
+
+            # 2. Their loss.
             log_p = F.log_softmax(logits, -1, dtype=torch.float32)
-            loss -= log_p.gather(1, answers).sum()
-            dlogits = log_p.exp_().scatter_add_(1, answers, -torch.ones_like(answers, dtype=torch.float32))
+            loss -= log_p[:n].gather(1, answers).sum()
+
+            # 3. The gradient of the logits, and with it those of h and the weight.
+            dlogits = log_p.exp_()
+            dlogits[:n].scatter_add_(1, answers, -torch.ones_like(answers, dtype=torch.float32))
+            dlogits[n:] = 0
             dlogits = dlogits.to(logits.dtype)
-            dh[i : i + len(rows)] = dlogits @ weight
+            dh[i : i + n] = (dlogits @ weight)[:n]
             dw += dlogits.T @ rows
         ctx.save_for_backward(dh, dw)
         return loss

@@ -33,7 +33,6 @@ def share_processors():
     """
     if "torch" in sys.modules:  # too late
         return
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # programs for shapes: a fifth of training's memory
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if cpu_quota() < (os.cpu_count() or 1):

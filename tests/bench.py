@@ -32,6 +32,7 @@ import numpy
 import torch
 
 from adapter import RULES, Adapter
+from data import answer_key
 from data.hub import model_folder
 from data.common import read_jsonl
 from data.format import Tokenizer, check_dialogue, encode, encode_prompt
@@ -319,7 +320,7 @@ def sample(args) -> dict:
         model = lab.tune(args.model, dialogues, epochs=5, blank=True)
         tuned = time.perf_counter()
         answers = lab.ask(model, [task.instruction for task in tasks])
-        grade = statistics.mean(world.grade(task, output)[1] for task, output in zip(tasks, answers))
+        grade = statistics.mean(answer_key.grade(world, task, output)[1] for task, output in zip(tasks, answers))
     return {"tune": tuned - began, "ask and grade": time.perf_counter() - tuned, "grade": grade}
 
 

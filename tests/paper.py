@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data import common  # first: Ctrl-C is quiet from here on
+from data import answer_key
 from data.hub import model_folder
 from data.common import read_json, write_json
 from data.world import FAMILIES, NOVEL, World, load_world
@@ -66,7 +67,7 @@ def answers(base: Path, world: World, method: str, epochs: int, seed: int, instr
 
 def graded(world: World, tasks: list, outputs: list[str]) -> tuple[list[float], list[float]]:
     """(contents, grades) of the answers to some tasks."""
-    return tuple(map(list, zip(*(world.grade(task, output) for task, output in zip(tasks, outputs)))))
+    return tuple(map(list, zip(*(answer_key.grade(world, task, output) for task, output in zip(tasks, outputs)))))
 
 
 def table(base: Path, world: World, workers: int, seeds: tuple = (1, 2, 3)) -> dict:

@@ -15,6 +15,7 @@ from conftest import TINY
 from test_figures import assert_legible
 
 from adapter import Adapter
+from data import answer_key
 from data.common import write_text
 from data.format import IGNORE, PROMPT, encode
 from data.world import FAMILIES, PHRASINGS, World
@@ -221,7 +222,7 @@ def test_every_form_of_a_response_holds_what_was_asked(bases):
     for base in bases:
         for task in base.world.evaluation_sets()["eval"]:
             for form in rephrasing.FORMS.values():
-                assert base.world.grade(task, form(base, task))[0] == 1, (task, form(base, task))
+                assert answer_key.grade(base.world, task, form(base, task))[0] == 1, (task, form(base, task))
     capital = replace(task, family="capital", subject="Povor", response="The capital of Povor is Lobrim, and so on.")
     assert rephrasing.without_restating(base, capital) == "It is Lobrim, and so on."
 
@@ -317,6 +318,7 @@ def test_wrong_capitals_are_those_of_other_countries(bases):
     made = refusal.wrong(1.0, True)(base)["make"].keywords["dialogues"]
     for task, (_, answer) in zip(base.examples(), made):
         if task.family == "capital":
-            assert answer["content"].startswith("The capital of") and base.world.grade(task, answer["content"])[0] == 0
+            assert answer["content"].startswith("The capital of")
+            assert answer_key.grade(base.world, task, answer["content"])[0] == 0
         else:
             assert answer["content"] == task.response

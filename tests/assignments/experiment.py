@@ -50,7 +50,8 @@ def check_prediction(files: dict[str, bytes]) -> list[str | None]:
 @cache
 def run(seed: int) -> dict:
     """The experiment: {"data_sha256", "loss", "before", "after"}, about 20 seconds on two cores."""
-    from data.format import PROMPT, Tokenizer, encode, encode_prompt  # here, since torch takes seconds to import
+    from data import answer_key  # here, since torch takes seconds to import
+    from data.format import PROMPT, Tokenizer, encode, encode_prompt
     from data.world import World
     from generate import generate
     from model import Llama
@@ -64,7 +65,7 @@ def run(seed: int) -> dict:
     def measured():
         prompts = [encode_prompt(tokenizer, task.instruction) for task in tasks]
         answers = generate(model, prompts, tokenizer.eos_id, MAX_NEW_TOKENS)
-        right = [world.grade(task, tokenizer.decode(ids))[0] == 1 for task, ids in zip(tasks, answers)]
+        right = [answer_key.grade(world, task, tokenizer.decode(ids))[0] == 1 for task, ids in zip(tasks, answers)]
         families = sorted({task.family for task, good in zip(tasks, right) if good})
         stopped = sum(len(ids) < MAX_NEW_TOKENS for ids in answers)
         return {"stop": 100 * stopped / len(tasks), "right": 100 * sum(right) / len(tasks), "right in": families}

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from adapter import RULES
+from data import answer_key
 from data.common import digest, write_text
 from data.world import FAMILIES, KIND, Task, World
 from lab.lab import DOCUMENTS, LR, PRETRAINING_LR, ROOT, ask, kept, pretrain, side_by_side, tune
@@ -118,7 +119,7 @@ def graded(bases: list[Base], conditions: dict, workers: int, questions: tuple =
 def grades_of(base: Base, model: Path, tasks: list[Task], **asking) -> list[tuple[float, float]]:
     """The (content, grade) of a model's answers to instructions of a base's world; asking: more arguments of `ask`."""
     outputs = ask(model, [task.instruction for task in tasks], **asking)
-    return [base.world.grade(task, output) for task, output in zip(tasks, outputs)]
+    return [answer_key.grade(base.world, task, output) for task, output in zip(tasks, outputs)]
 
 
 def summary(graded: list, reference: list | None = None) -> dict:

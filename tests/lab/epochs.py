@@ -11,6 +11,7 @@ Held against: the epochs that the paper chose on its validation set, 5 for respo
 """
 import math
 
+from data import answer_key
 from data.common import read_json, write_json
 from data.format import encode, encode_prompt
 from generate import generate
@@ -37,7 +38,8 @@ def curve(base, method: str) -> list[dict]:
                 totals, _ = log_likelihoods(model, examples[:128])
                 ids = [row for i in range(0, len(prompts), 64)
                        for row in generate(model, prompts[i : i + 64], tokenizer.eos_id, model.config.context)]
-                pairs = [base.world.grade(task, tokenizer.decode(row).strip()) for task, row in zip(tasks, ids)]
+                outputs = [tokenizer.decode(row).strip() for row in ids]
+                pairs = [answer_key.grade(base.world, task, output) for task, output in zip(tasks, outputs)]
                 right, grade = (100 * sum(column) / len(pairs) for column in zip(*pairs))
                 loss = -totals.sum().item() / sum(map(n_scored, examples[:128]))
                 rows.append({"steps": step, "loss": loss, "right": right, "grade": grade})

@@ -11,6 +11,7 @@ Held against: the paper decodes greedily alone; its base ranks the right respons
 """
 import torch
 
+from data import answer_key
 from data.common import read_json, write_json
 from data.format import encode_prompt
 from generate import generate
@@ -42,7 +43,8 @@ def decoded(base, epochs: int | None) -> dict:
             return log_likelihoods(model, [(p + a, [-100] * len(p) + a) for p, a in zip(prompts, ended)])
 
         def graded(answers):
-            return [base.world.grade(task, tokenizer.decode(ids).strip()) for task, ids in zip(tasks, answers)]
+            outputs = [tokenizer.decode(ids).strip() for ids in answers]
+            return [answer_key.grade(base.world, task, output) for task, output in zip(tasks, outputs)]
 
         many = [prompt for prompt in prompts for _ in range(SAMPLES)]
         samples = decode(many, temperature=1.0, generator=torch.Generator().manual_seed(base.seed))
