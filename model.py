@@ -89,9 +89,7 @@ def norm(config: Config) -> nn.Module:
 def rotary_angles(positions, config: Config):
     """cos and sin of the angles position * f_i, f_i = rope_theta^(-2i / D) for i < D/2, D = head_dim (Su et al., 2021).
 
-    positions: (T,) or (B, T) integers. Returns two fp32 tensors, (1, T, 1, D/2) or (B, T, 1, D/2): the third
-    dimension broadcasts over heads.
-
+    positions: (T,) or (B, T) integers. Returns two fp32 tensors, (1 or B, T, 1, D/2), which broadcast over heads.
     With config.rope_scaling (Llama 3.1), f_i becomes (1 - k) * f_i / factor + k * f_i. There k rises linearly from
     0 to 1 as the frequency's number of turns in the original context, original_max_position_embeddings * f_i / (2 pi),
     goes from low_freq_factor to high_freq_factor; below it is 0, above it is 1.
@@ -111,9 +109,8 @@ def rotary_angles(positions, config: Config):
 def rotate(x, cos, sin):
     """Turn each pair (a, b) = (x[i], x[i + D/2]) of a head by its position's i-th angle.
 
-    It becomes (a cos - b sin, b cos + a sin), in fp32, since bf16 loses the angles' low bits. Pairing a head's first
-    half with its second is the hub's layout; Su et al. (2021) pair neighbours. x: (B, T, H, D). cos, sin: from
-    rotary_angles. Returns the shape and type of x.
+    It becomes (a cos - b sin, b cos + a sin), in fp32, since bf16 loses the angles' low bits. Pairing a head's first half with its second is the
+    hub's layout; Su et al. (2021) pair neighbours. x: (B, T, H, D). Returns the shape and type of x.
     """
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
@@ -122,8 +119,7 @@ def rotate(x, cos, sin):
 def visible(positions, n_keys: int, window: int | None = None):
     """Which keys a query may see: up to its own position, and with a window only the last `window` of these.
 
-    positions: (B or 1, T) integers, of the queries. The keys have the positions 0 to n_keys - 1. Returns
-    (B or 1, T, n_keys) bool.
+    positions: (B or 1, T), of the queries; the keys have 0 to n_keys - 1. Returns (B or 1, T, n_keys) bool.
     """
     distance = positions[..., None] - torch.arange(n_keys, device=positions.device)  # (B or 1, T, S), in tokens back
     if window is None:
@@ -146,10 +142,8 @@ def attend_slowly(q, k, v, mask):
 
 
 def attend(q, k, v, mask=None):
-    """`attend_slowly` by PyTorch's kernels: FlashAttention (Dao, 2023) on a GPU.
-
-    mask: None for the causal case, where S = T and query t sees keys 0 to t. Returns (B, H, T, D), in the type of q.
-    """
+    """`attend_slowly` by PyTorch's kernels: FlashAttention (Dao, 2023) on a GPU. mask: None for the causal case, where
+    S = T and query t sees keys 0 to t. The result has the type of q."""
     B, H, T, D = q.shape
     n_kv_heads = k.shape[1]
 
@@ -168,10 +162,7 @@ def attend(q, k, v, mask=None):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads.
-
-    layer: the number of its layer, from 0.
-    """
+    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads. layer: from 0."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -217,10 +208,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down((silu(gate x)) * (up x)), silu(z) = z / (1 + e^-z) (Shazeer, 2020).
-
-    gate and up are matrices from C to intermediate_size, down is one from there back to C; none has a bias.
-    """
+    """SwiGLU: down(silu(gate x) * (up x)), silu(z) = z / (1 + e^-z); three matrices, no bias (Shazeer, 2020)."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -330,9 +318,8 @@ class Llama(nn.Module):
     def from_pretrained(cls, path, dtype=torch.float32, device="cpu", shard=None) -> "Llama":
         """Load a folder in the hub's layout, tensor by tensor, into `dtype` on `device`.
 
-        shard: called with the model while it has no data yet; of the parameters that it splits over ranks, only
-        this rank's parts are kept. Raises FileNotFoundError for an absent file, ValueError for a config or tensors
-        that are not as they must be (see data/checkpoint.py).
+        shard(model) may split the parameters over ranks while they have no data yet. Raises FileNotFoundError for an
+        absent file, ValueError for a config or tensors that are not as they must be (see data/checkpoint.py).
         """
         config = Config.from_json(Path(path) / "config.json")
         with torch.device("meta"):
@@ -344,9 +331,7 @@ class Llama(nn.Module):
 
     def save_pretrained(self, path, dtype=None, tensors=None):
         """Write config.json and model.safetensors, each whole or not at all, in `dtype` (None: the weights' own).
-
-        tensors: the whole state_dict of a model that is sharded over ranks. Raises OSError when the disk is full.
-        """
+        tensors: the whole state_dict of a model that is sharded over ranks. Raises OSError."""
         dtype = dtype or self.model.embed_tokens.weight.dtype
         save_tensors(Path(path) / "model.safetensors", tensors or self.state_dict(), {"format": "pt"}, dtype)
         config = replace(self.config, dtype=str(dtype).removeprefix("torch."))
@@ -354,10 +339,7 @@ class Llama(nn.Module):
 
 
 def take(x, index):
-    """The vectors of x, (..., C), at places of its first dimensions taken as one. Returns (*index.shape, C).
-
-    The same as x.flatten(0, -2)[index], whose gradient PyTorch computes more slowly.
-    """
+    """x.flatten(0, -2)[index], but with a faster gradient. x: (..., C). Returns (*index.shape, C)."""
     return x.flatten(0, -2).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])
 
 
@@ -389,11 +371,9 @@ class KVCache:
         device = self.lengths.device
         self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
         self.positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)  # (B, n_tokens)
-        # Behind the longest row there is nothing to read. A GPU reads it all the same, once the prompts are in: the
-        # steps that it records (see data/device.py) need one shape.
-        self.n_keys = self.longest + n_tokens
+        self.n_keys = self.longest + n_tokens  # behind the longest row there is nothing to read
         if self.longest and device.type == "cuda":
-            self.n_keys = self.n_slots
+            self.n_keys = self.n_slots  # all the same: the steps that data/device.py records need one shape
         return self.positions, self.n_keys
 
     def append(self, layer: int, k, v):

@@ -369,8 +369,8 @@ def settings_of(args) -> dict:
 
 
 def first_model(args, config: Config, scratch: Path) -> tuple[Path, Llama]:
-    """(folder of config.json and tokenizer, model) before training: the base; or random weights, and a tokenizer that is
-    trained on the corpus and written to `scratch`: --out is not touched before the input is known to be good."""
+    """(folder of config.json and tokenizer, model) before training: the base; or random weights, and a tokenizer
+    that is trained on the corpus and written to `scratch`: --out stays as it is until the input is known to be good."""
     def shard(model):
         distributed.shard(model, fast_bf16(args.device))
 
