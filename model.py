@@ -109,8 +109,8 @@ def rotary_angles(positions, config: Config):
 def rotate(x, cos, sin):
     """Turn each pair (a, b) = (x[i], x[i + D/2]) of a head by its position's i-th angle.
 
-    It becomes (a cos - b sin, b cos + a sin), in fp32, since bf16 loses the angles' low bits. Pairing a head's first half with its second is the
-    hub's layout; Su et al. (2021) pair neighbours. x: (B, T, H, D). Returns the shape and type of x.
+    It becomes (a cos - b sin, b cos + a sin), in fp32, since bf16 loses the angles' low bits. Pairing a head's first
+    half with its second is the hub's layout; Su et al. (2021) pair neighbours. x: (B, T, H, D). The result is like x.
     """
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
