@@ -6,8 +6,7 @@ from torch.nn.utils import parametrize
 
 from data.common import read_json, write_json
 from data.format import encode
-from lab.lab import identity, kept, load, save_tuned
-from train import train
+from lab.lab import fit, identity, kept, load, save_tuned
 
 
 class LoRA(nn.Module):
@@ -41,7 +40,7 @@ def adapt(base, dialogues, epochs, seed, kind, lr):
         model, tokenizer = load(base)
         trainable(model, kind)
         examples = [encode(tokenizer, messages, model.config.context, blank=True) for messages in dialogues]
-        train(model, examples, epochs=epochs, lr=lr, seed=seed, report=lambda line: None)
+        fit(model, examples, epochs, lr, seed)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module):
                 parametrize.remove_parametrizations(module, "weight")
@@ -70,16 +69,16 @@ def fit_rules(base, dialogues, blank: bool, decay: float) -> dict:
         logits, targets, n, seen = map(torch.cat, zip(*positions(model, tokenizer)))  # (N, V), (N,), (N,), (N, V)
         shift, slope, penalty = (torch.zeros(size, requires_grad=True) for size in (logits.shape[1], 1, 1))
         eos = F.one_hot(torch.tensor(tokenizer.eos_id), logits.shape[1])
-        fit = torch.optim.LBFGS([shift, slope, penalty], max_iter=100, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS([shift, slope, penalty], max_iter=100, line_search_fn="strong_wolfe")
 
         def loss():
-            fit.zero_grad()
+            solver.zero_grad()
             scores = logits + shift + slope * n[:, None] * eos - penalty * seen
             value = F.cross_entropy(scores, targets) + decay * shift.square().sum()
             value.backward()
             return value
 
-        fit.step(loss)
+        solver.step(loss)
         write_json(folder / "rules.json", {"token_shift": shift.tolist(), "eos_slope": slope.item(),
                                            "repeat_penalty": penalty.item()})
 

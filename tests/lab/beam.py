@@ -1,13 +1,15 @@
 """Beam search, which looks for likely whole texts where greedy decoding looks for likely tokens."""
 import torch
 
+from model import KVCache
+
 
 @torch.inference_mode()
 def beam_search(model, prompt: list[int], eos_id: int, longest: int, width: int = 5) -> list[int]:
     """The likeliest ended response that is found when `width` beginnings stay open; where none ends, the likeliest."""
-    cache = model.new_cache(width, len(prompt) + longest)
+    cache = KVCache(model, width, len(prompt) + longest)
     logits = model(torch.tensor([prompt] * width), cache)[:, -1]  # (width, V)
-    lengths = torch.full((width,), len(prompt))
+    cache.advance(len(prompt))
     scores = torch.tensor([0.0] + [-torch.inf] * (width - 1))  # they begin alike: only the first may be continued
     texts, best = [[]] * width, (-torch.inf, None)
     for _ in range(longest):
@@ -23,9 +25,9 @@ def beam_search(model, prompt: list[int], eos_id: int, longest: int, width: int 
         if best[0] >= opened[0][0]:
             break  # what is open can only become less likely
         values, rows, tokens = zip(*opened)
-        scores, rows = torch.tensor(values), list(rows)
+        scores = torch.tensor(values)
         texts = [texts[row] + [token] for row, token in zip(rows, tokens)]
-        cache = [(keys[rows], values[rows]) for keys, values in cache]
-        logits = model(torch.tensor(tokens)[:, None], cache, lengths)[:, -1]
-        lengths = lengths + 1
+        cache.keep(torch.tensor(rows))
+        logits = model(torch.tensor(tokens)[:, None], cache)[:, -1]  # (width, V)
+        cache.advance(1)
     return texts[0] if best[1] is None else best[1]

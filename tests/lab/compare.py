@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from adapter import RULES
+from data.checkpoint import config_text
 from data.common import digest, write_text
 from data.world import FAMILIES, KIND, Task, World
 from lab.lab import DOCUMENTS, LR, PRETRAINING_LR, ROOT, ask, kept, pretrain, side_by_side, tune
@@ -65,7 +66,7 @@ def another(base: Base, world: World | None = None, lr: float = PRETRAINING_LR, 
     """
     config, world = base.folder / "config.json", world or base.world
     if changes:
-        words = replace(Config.from_json(config), **changes).to_json()
+        words = config_text(replace(Config.from_json(config), **changes))
         config = kept("config", [words], lambda folder: write_text(folder / "config.json", words)) / "config.json"
     return replace(base, folder=pretrain(config, world, base.most or DOCUMENTS, base.seed, lr), world=world)
 

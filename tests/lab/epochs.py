@@ -15,9 +15,9 @@ from data.common import read_json, write_json
 from data.format import encode, encode_prompt
 from generate import generate
 from judge import log_likelihoods
-from lab.lab import LR, identity, kept, load, side_by_side
+from lab.lab import LR, fit, identity, kept, load, side_by_side
 from lab.svg import BLUE, GREEN, GREY, RED, Panel, plot
-from train import METHODS, n_scored, train
+from train import METHODS, n_scored
 
 COLORS = {"instruction": GREY, "response": BLUE, "mbpp": GREEN, "chess": RED}
 STEPS, EPOCHS = (1, 2, 4, 8, 16, 32, 64, 160), 10  # of a training set of 1,000; of 500 it takes 20 epochs
@@ -44,8 +44,8 @@ def curve(base, method: str) -> list[dict]:
             step += 1
 
         look()
-        train(model, examples, epochs=EPOCHS * (1000 // len(dialogues) if not base.most else 1), lr=LR, seed=base.seed,
-              report=look)
+        epochs = EPOCHS * (1000 // len(dialogues) if not base.most else 1)
+        fit(model, examples, epochs, LR, base.seed, report=look)
         write_json(folder / "curve.json", rows)
 
     made = kept("curves", [identity(base.folder), method, base.seed, base.most, STEPS, EPOCHS], make)

@@ -32,7 +32,7 @@ from data.checkpoint import weight_files
 from data.world import World
 from generate import generate
 from model import Config, Llama
-from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, adamw, n_scored, train
+from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, Hyperparameters, adamw, n_scored, train
 
 KEPT = ROOT / "out" / "lab"
 LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends as well, in half the time
@@ -70,8 +70,8 @@ def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: floa
         save(folder)
         tokenizer, step, n_steps = Tokenizer(folder), 0, math.ceil(documents / 32)
         examples = [encode_document(tokenizer, text, settings.context) for text in texts]
-        train(model, examples, epochs=1, lr=lr, batch_size=32, seed=seed, token_budget=budget,
-              optimizer=adamw(model, beta2=0.95), report=report)
+        train(model, examples, Hyperparameters(1, lr, batch_size=32, seed=seed, token_budget=budget),
+              adamw(model, beta2=0.95), report=report)
         save(folder)
 
     return kept("base", [fingerprint(config), asdict(world), documents, seed, lr, STAGES], make)
@@ -83,10 +83,15 @@ def tune(base: Path, dialogues: list[list[dict]], epochs: int, seed: int = 1, lr
     def make(folder):
         model, tokenizer = load(base)
         examples = [encode(tokenizer, messages, model.config.context, blank, prompt) for messages in dialogues]
-        train(model, list(filter(n_scored, examples)), epochs=epochs, lr=lr, seed=seed, report=lambda line: None)
+        fit(model, list(filter(n_scored, examples)), epochs, lr, seed)
         save_tuned(model, base, folder)
 
     return kept("tuned", [identity(base), dialogues, epochs, seed, lr, blank, prompt], make)
+
+
+def fit(model: Llama, examples: list, epochs: int, lr: float, seed: int, **options):
+    """`train` without a word; examples: (ids, labels) pairs; options: more of its arguments."""
+    train(model, examples, Hyperparameters(epochs, lr, seed=seed), **{"report": lambda line: None} | options)
 
 
 def save_tuned(model: Llama, base: Path, folder: Path):

@@ -18,7 +18,8 @@ def embed(folder: Path, texts: tuple[str, ...]):
     for i in range(0, len(rows), 64):
         lengths = torch.tensor([len(row) for row in rows[i : i + 64]])
         ids = pad_sequence(rows[i : i + 64], batch_first=True)  # (B, T)
-        h = model.hidden(ids, wanted=torch.arange(ids.shape[1]) < lengths[:, None])  # (sum of lengths, C), row by row
+        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()  # (B * T,): no padding
+        h = model.hidden(ids, wanted=real.nonzero()[:, 0])  # (sum of lengths, C), row by row
         means += [states.mean(0) for states in h.split(lengths.tolist())]
     return torch.stack(means)
 

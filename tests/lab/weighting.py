@@ -17,9 +17,9 @@ import torch
 
 from data.format import encode
 from lab.compare import dialogue, graded, summary
-from lab.lab import LR, identity, kept, load, save_tuned, tune
+from lab.lab import LR, fit, identity, kept, load, save_tuned, tune
 from lab.svg import BLUE, GREY, bars
-from train import collate, n_scored, summed_loss, train
+from train import collate, n_scored, summed_loss
 
 SETS = {"all three rules": ("eos", "tokens", "repeats"), "without rule 1": ("tokens", "repeats"),
         "without rule 2": ("eos", "repeats")}
@@ -30,7 +30,7 @@ def mean_of_means(model, examples, token_budget, autocast=False):
     total = torch.zeros(())
     for count, group in groupby(sorted(examples, key=n_scored), key=n_scored):  # these share one weight
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = summed_loss(model, *collate(list(group), model.device)) / count / len(examples)
+            loss = summed_loss(model, collate(list(group), model.device)) / count / len(examples)
         loss.backward()
         total += loss.detach()
     return total
@@ -40,7 +40,7 @@ def tune_by_example(base, dialogues, epochs, seed, blank):
     def make(folder):
         model, tokenizer = load(base)
         examples = [encode(tokenizer, messages, model.config.context, blank) for messages in dialogues]
-        train(model, examples, epochs=epochs, lr=LR, seed=seed, gradient=mean_of_means, report=lambda line: None)
+        fit(model, examples, epochs, LR, seed, gradient=mean_of_means)
         save_tuned(model, base, folder)
 
     return kept("tuned", ["by example", identity(base), dialogues, epochs, seed, blank], make)
