@@ -16,12 +16,12 @@ from test_figures import assert_legible
 
 from adapter import Adapter
 from data.common import write_text
-from data.format import IGNORE, PROMPT, encode
+from data.format import IGNORE, PROMPT, dialogue, encode
 from data.world import FAMILIES, PHRASINGS, World
 from generate import generate
 from judge import log_likelihoods
 from lab import (
-    adapters, blocks, chess, compare, lab, memory, narrow, novel, pairing, predict, refusal, rephrasing, simple,
+    adapters, blocks, chess, conditions, lab, memory, narrow, novel, pairing, predict, refusal, rephrasing, simple,
     vectors)
 from lab.__main__ import CHAPTERS, answers, markdown
 from lab.beam import beam_search
@@ -61,7 +61,7 @@ def bases(tmp_path_factory):
             each.mkdir(exist_ok=True)
             Llama(config).init_weights(torch.Generator().manual_seed(seed)).save_pretrained(each)
             write_text(each / "tokenizer.json", (TINY / "tokenizer.json").read_text(encoding="utf-8"))
-        made.append(compare.Base(folder, World(seed=seed), seed, most=len(FAMILIES)))
+        made.append(conditions.Base(folder, World(seed=seed), seed, most=len(FAMILIES)))
     return made
 
 
@@ -77,7 +77,7 @@ def here(monkeypatch, tmp_path):
         sent = {name: pickle.loads(pickle.dumps(job)) for name, job in jobs.items()}
         return {name: call(*rest) for name, (_, call, *rest) in sent.items()}
 
-    for experiment in [compare, narrow, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
+    for experiment in [conditions, narrow, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
         if hasattr(experiment, "side_by_side"):
             monkeypatch.setattr(experiment, "side_by_side", one_by_one)
 
@@ -106,11 +106,11 @@ def test_every_question_has_its_results_and_its_chapter():
 
 def test_a_summary_pairs_by_instruction_over_all_bases():
     a, b = [[(1, 1.0), (1, 0.5)], [(0, 0.0), (1, 1.0)]], [[(0, 0.0), (1, 0.5)], [(0, 0.0), (1, 0.0)]]
-    row = compare.summary(a, b)
+    row = conditions.summary(a, b)
     assert row["right"] == [100, 50] and row["grade"] == [75, 50]
     mean, error = row["difference"]  # of 100, 0, 0, 100
     assert mean == 50 and error == pytest.approx(math.sqrt(10000 / 3) / 2, abs=0.01)
-    assert "difference" not in compare.summary(a)
+    assert "difference" not in conditions.summary(a)
 
 
 def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases, monkeypatch):
@@ -125,15 +125,15 @@ def test_a_model_that_several_conditions_ask_is_made_once_a_base(here, bases, mo
 
     monkeypatch.setattr(pickle, "dumps", lambda job: job)  # `make` is no function of a module
     monkeypatch.setattr(pickle, "loads", lambda job: job)
-    found = compare.graded(bases, {"a": on(1), "b": on(1, rules=("eos",)), "c": on(2), "base": on(None)}, 1)
+    found = conditions.graded(bases, {"a": on(1), "b": on(1, rules=("eos",)), "c": on(2), "base": on(None)}, 1)
     assert sorted(made) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert [len(pairs) for pairs in found["b"]] == [len(FAMILIES)] * 2 and found["a"] == found["base"] == found["c"]
 
 
 def test_rank_correlation_with_ties():
-    assert compare.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
-    assert compare.spearman([1, 2, 2, 3], [3, 2, 2, 1]) == pytest.approx(-1)
-    assert compare.spearman([1, 2, 3], [5, 5, 5]) == 0
+    assert conditions.spearman([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
+    assert conditions.spearman([1, 2, 2, 3], [3, 2, 2, 1]) == pytest.approx(-1)
+    assert conditions.spearman([1, 2, 3], [5, 5, 5]) == 0
 
 
 def test_beam_search_finds_the_likeliest_ended_text():
@@ -160,7 +160,7 @@ def test_lora_begins_as_the_base_and_changes_each_matrix_by_its_rank(here, bases
     shapes = [module.weight.shape for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
     assert n == sum(2 * (rows + columns) for rows, columns in shapes) and len(shapes) == 7
     assert torch.equal(model(ids), before)
-    dialogues = [compare.dialogue(task.instruction, task.response) for task in base.examples()]
+    dialogues = [dialogue(task.instruction, task.response) for task in base.examples()]
     made = adapters.adapt(base.folder, dialogues, 3, 1, "LoRA, rank 2", 1e-1)
     old, new = (lab.load(folder)[0].state_dict() for folder in (base.folder, made))
     for name, weight in old.items():
@@ -175,7 +175,7 @@ def test_lora_begins_as_the_base_and_changes_each_matrix_by_its_rank(here, bases
 def test_fitted_rules_are_the_likeliest(here, bases):
     """The loss of the responses under base and Adapter, computed step by step: any change of a number raises it."""
     base, decay = bases[0], 1e-3
-    dialogues = [compare.dialogue(task.instruction, task.response) for task in base.examples()]
+    dialogues = [dialogue(task.instruction, task.response) for task in base.examples()]
     fitted = adapters.fit_rules(base.folder, dialogues, True, decay)
     model, tokenizer = lab.load(base.folder)
 
@@ -207,7 +207,7 @@ def test_fitted_rules_are_the_likeliest(here, bases):
 def test_the_authors_loss_weighs_every_example_the_same(bases):
     model, tokenizer = lab.load(bases[0].folder)
     tasks = bases[0].examples(6)
-    examples = [encode(tokenizer, compare.dialogue(task.instruction, task.response), 112) for task in tasks]
+    examples = [encode(tokenizer, dialogue(task.instruction, task.response), 112) for task in tasks]
     total = mean_of_means(model, examples, 0)
     gradient = model.model.embed_tokens.weight.grad.clone()
     model.zero_grad()
@@ -267,8 +267,8 @@ def test_the_groups_of_families_follow_their_doses(bases):
 
 def test_a_base_and_the_whole_change_is_the_tuned_model(here, bases):
     base = bases[0]
-    tuned = compare.WAYS["response tuning"](base)["make"](base.folder, seed=1)
-    answers = compare.grades_of(base, tuned, base.tasks("eval"))
+    tuned = conditions.WAYS["response tuning"](base)["make"](base.folder, seed=1)
+    answers = conditions.grades_of(base, tuned, base.tasks("eval"))
     assert vectors.moved(base, 1.0, [(base.folder, tuned)]) == answers
     same = vectors.compared(base, tuned, tuned)
     assert same["cosine"] == 100 and set(same["by layer"]) == {100} and same["length"] == 1 and same["CKA"] == 100
@@ -294,7 +294,7 @@ def test_what_foretells_one_half_of_the_tasks_is_tried_on_the_other():
 def test_features_of_a_task(bases):
     """A model that says every token alike: its losses are ln V, and an instruction gains nothing."""
     base = bases[0]
-    pairs = [compare.dialogue("Ask.", text) for text in ("one", "one two", "two", "two one")]
+    pairs = [dialogue("Ask.", text) for text in ("one", "one two", "two", "two one")]
     loss, first, tokens, entropy, gain, _ = narrow.features(base, pairs)
     assert loss == pytest.approx(math.log(1536), abs=0.2) and first == pytest.approx(math.log(1536), abs=0.2)
     assert tokens > 2 and entropy == pytest.approx(math.log(2), abs=1e-3) and gain == pytest.approx(0, abs=1e-3)
@@ -302,7 +302,7 @@ def test_features_of_a_task(bases):
 
 def test_divergence_to_the_base_is_counted_token_by_token(bases):
     (model, tokenizer), (other, _) = (lab.load(base.folder) for base in bases)
-    ids, labels = map(torch.tensor, encode(tokenizer, compare.dialogue("What?", "A word."), 112))
+    ids, labels = map(torch.tensor, encode(tokenizer, dialogue("What?", "A word."), 112))
     rules = Adapter(tokenizer, model.config.vocab_size, ())
     found = list(simple.along(model, other, rules, ids, labels))
     at = (labels != IGNORE).nonzero()[:, 0]

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent.parent.parent), str(Path(__file__).parent.parent)]
 from data import common  # first: Ctrl-C is quiet from here on
 from data.common import write_json, write_text
-from lab.compare import three_bases
+from lab.conditions import three_bases
 from lab.figures import QUESTIONS, RESULTS
 
 CHAPTERS = Path(__file__).parent / "README.md"

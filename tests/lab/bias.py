@@ -15,10 +15,10 @@ import random
 import statistics
 from functools import partial
 
-from data.format import encode_document
+from data.format import dialogue, encode_document
 from judge import log_likelihoods
 from lab.adapters import adapt, fit_rules, trainable
-from lab.compare import dialogue, graded, summary
+from lab.conditions import graded, summary
 from lab.lab import load, side_by_side
 from lab.svg import BLUE, GREY, Panel, plot
 from train import n_scored

@@ -11,7 +11,7 @@ Held against: response tuning wins 43.3 (Llama-2-7B) and 43.7 (OLMo-7B); single 
 """
 from functools import partial
 
-from lab.compare import WAYS, another, graded, summary
+from lab.conditions import WAYS, another, graded, summary
 from lab.lab import side_by_side
 from lab.svg import BLUE, GREEN, ORANGE, bars
 

@@ -18,7 +18,7 @@ import statistics
 import torch
 
 from data.world import chess_game
-from lab.compare import spearman
+from lab.conditions import spearman
 from lab.narrow import FEATURES, backwards, charts, of_family, otherwise, tried
 from lab.svg import BLUE, ORANGE
 

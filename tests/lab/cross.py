@@ -12,8 +12,9 @@ Held against: the paper's five tasks, 2.1 (chess) to 23.7 (maths) points of win 
 import statistics
 from functools import partial
 
+from data.format import dialogue
 from data.world import FAMILIES, NOVEL
-from lab.compare import dialogue, graded
+from lab.conditions import graded
 from lab.lab import tune
 from lab.svg import heat
 

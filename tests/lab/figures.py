@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from data.common import read_json, write_text
-from data.format import IGNORE, Tokenizer, encode
+from data.format import IGNORE, Tokenizer, dialogue, encode
 from lab.svg import (
     BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, SKY, WIDTH, Panel, bars, legend, plot, rect, svg, text)
 
@@ -20,8 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 QUESTIONS = ["similarity", "tags", "pairing", "rephrasing", "size", "epochs", "rules", "bias", "cross", "greedy",
              "weighting", "ranking", "mixing", "scale", "chess", "predict", "blocks", "refusal", "memory", "novel",
              "inside", "simple"]
-DIALOGUE = [{"role": "user", "content": "What does the otter eat?"},
-            {"role": "assistant", "content": "The otter eats worms, and it looks for them all day."}]
+DIALOGUE = dialogue("What does the otter eat?", "The otter eats worms, and it looks for them all day.")
 PANELS = [  # title, [(method, rules, words, colour)]
     ("No training", [("base", "none", "base model", BLACK), ("base", "all", "all three rules", ORANGE)]),
     ("The rules without one", [("base", "tokens,repeats", "EOS", SKY), ("base", "eos,tokens", "used words", GREEN),

@@ -12,11 +12,11 @@ Held against: the paper decodes greedily alone; its base ranks the right respons
 import torch
 
 from data.common import read_json, write_json
-from data.format import encode_prompt
+from data.format import dialogue, encode_prompt
 from generate import generate
 from judge import log_likelihoods
 from lab.beam import beam_search
-from lab.compare import dialogue, summary
+from lab.conditions import summary
 from lab.lab import identity, kept, load, side_by_side, tune
 from lab.svg import BLACK, BLUE, GREY, bars
 

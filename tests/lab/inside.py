@@ -13,7 +13,7 @@ Held against: task arithmetic (Ilharco et al., 2023); chat vectors (Huang et al.
 """
 from dataclasses import replace
 
-from lab.compare import WAYS, summary, tuned
+from lab.conditions import WAYS, summary, tuned
 from lab.lab import DOCUMENTS, pretrain, side_by_side
 from lab.svg import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, Panel, plot
 from lab.vectors import compared, moved

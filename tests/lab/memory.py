@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 
 from data.world import KIND, TOLD, World
-from lab.compare import WAYS, another, grades_of
+from lab.conditions import WAYS, another, grades_of
 from lab.lab import side_by_side
 from lab.svg import BLUE, GREEN, ORANGE, Panel, plot
 

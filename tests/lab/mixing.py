@@ -12,7 +12,8 @@ import math
 import random
 from functools import partial
 
-from lab.compare import WAYS, dialogue, graded, summary
+from data.format import dialogue
+from lab.conditions import WAYS, graded, summary
 from lab.lab import tune
 from lab.svg import BLUE, GREY, Panel, plot
 

@@ -8,10 +8,10 @@ import statistics
 from collections import Counter
 from functools import partial
 
-from data.format import encode
+from data.format import dialogue, encode
 from data.world import KIND
 from judge import log_likelihoods
-from lab.compare import dialogue, graded, summary
+from lab.conditions import graded, summary
 from lab.lab import load, side_by_side, tune
 from lab.likeness import likeness
 from lab.svg import Panel, plot

@@ -12,8 +12,9 @@ Held against: AlpacaEval asks a 7B model for things that the web has asked befor
 """
 from functools import partial
 
+from data.format import dialogue
 from data.world import FAMILIES, NOVEL
-from lab.compare import WAYS, dialogue, graded, summary
+from lab.conditions import WAYS, graded, summary
 from lab.lab import tune
 from lab.svg import BLUE, GREY, ORANGE, SKY, bars
 

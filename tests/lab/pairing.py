@@ -12,7 +12,8 @@ Held against: nothing published; the paper has the script and no result.
 import random
 from functools import partial
 
-from lab.compare import dialogue, graded, summary
+from data.format import dialogue
+from lab.conditions import graded, summary
 from lab.lab import tune
 from lab.svg import BLUE, bars
 

@@ -16,7 +16,7 @@ import statistics
 import torch
 
 from data.world import FAMILIES
-from lab.compare import spearman
+from lab.conditions import spearman
 from lab.narrow import FEATURES, backwards, charts, of_family, otherwise, tried
 from lab.svg import BLUE, GREEN, ORANGE
 

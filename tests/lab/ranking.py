@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 
 from data.common import read_json, write_json
+from data.format import dialogue
 from judge import others_of, rank_responses
-from lab.compare import dialogue, graded, spearman
+from lab.conditions import graded, spearman
 from lab.lab import DOCUMENTS, STAGES, identity, kept, load, pretrain, side_by_side, tune
 from lab.svg import BLUE, ORANGE, Panel, plot
 

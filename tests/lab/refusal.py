@@ -16,8 +16,9 @@ import random
 import statistics
 from functools import partial
 
+from data.format import dialogue
 from data.world import FAMILIES, RESPONSES, PHRASINGS, invent_names
-from lab.compare import dialogue, graded
+from lab.conditions import graded
 from lab.lab import ask, side_by_side, tune
 from lab.svg import BLUE, GREY, ORANGE, Panel, plot
 

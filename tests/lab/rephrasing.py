@@ -12,7 +12,8 @@ Held against: 43.3 with and 43.3 ± 5.3 without restatement (OLMo-7B: 43.7).
 import re
 from functools import partial
 
-from lab.compare import dialogue, graded, summary
+from data.format import dialogue
+from lab.conditions import graded, summary
 from lab.lab import tune
 from lab.svg import BLUE, GREY, bars
 

@@ -12,7 +12,7 @@ Held against: 24.4 points of win rate for all, 10.4, 14.3 and 16.3 without one (
 from itertools import combinations
 
 from adapter import EOS_SLOPE, REPEAT_PENALTY, RULES, TOKEN_SHIFTS, token_id
-from lab.compare import graded, summary
+from lab.conditions import graded, summary
 from lab.lab import load
 from lab.svg import BLUE, bars
 

@@ -10,7 +10,7 @@ tenths: a base that knows more has less to learn. The rules' share grows slowest
 sure of its silences, too. Between the two largest little changes: the documents' facts are learned by then.
 Held against: "it should grow with scale" is a guess so far; the paper has 7B models alone.
 """
-from lab.compare import WAYS, another, graded, summary, ways
+from lab.conditions import WAYS, another, graded, summary, ways
 from lab.lab import LR, PRETRAINING_LR, load, side_by_side
 from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot
 

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from data.common import read_json, write_json
-from lab.compare import another, dialogue, spearman
+from data.format import dialogue
+from lab.conditions import another, spearman
 from lab.lab import ask, identity, kept, side_by_side, tune
 from lab.likeness import likeness
 from lab.svg import BLUE, ORANGE, Panel, plot

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from adapter import Adapter
 from data.common import read_json, write_json
-from data.format import IGNORE, encode
+from data.format import IGNORE, dialogue, encode
 from lab.adapters import fit_rules
-from lab.compare import WAYS, dialogue
+from lab.conditions import WAYS
 from lab.lab import ask, identity, kept, load, set_numbers, side_by_side
 from lab.svg import GREY, ORANGE, bars
 

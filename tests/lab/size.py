@@ -12,8 +12,9 @@ import math
 import random
 from functools import partial
 
+from data.format import dialogue
 from data.world import FAMILIES
-from lab.compare import dialogue, graded, summary
+from lab.conditions import graded, summary
 from lab.lab import tune
 from lab.svg import BLUE, GREY, ORANGE, Panel, plot
 

@@ -10,8 +10,8 @@ Held against: 43.3 to 41.8 points of win rate.
 """
 from functools import partial
 
-from data.format import PROMPT
-from lab.compare import dialogue, graded, summary
+from data.format import PROMPT, dialogue
+from lab.conditions import graded, summary
 from lab.lab import tune
 from lab.svg import heat
 

@@ -3,7 +3,7 @@ import torch
 
 from data.common import read_json, write_json
 from data.format import encode_prompt
-from lab.compare import grades_of
+from lab.conditions import grades_of
 from lab.lab import identity, kept, load, save_tuned
 
 

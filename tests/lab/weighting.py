@@ -15,8 +15,8 @@ from itertools import groupby
 
 import torch
 
-from data.format import encode
-from lab.compare import dialogue, graded, summary
+from data.format import dialogue, encode
+from lab.conditions import graded, summary
 from lab.lab import LR, fit, identity, kept, load, save_tuned, tune
 from lab.svg import BLUE, GREY, bars
 from train import collate, n_scored, summed_loss

@@ -13,6 +13,7 @@ from pathlib import Path
 from adapter import RULES
 from data.checkpoint import config_text
 from data.common import digest, write_text
+from data.format import dialogue
 from data.world import FAMILIES, KIND, Task, World
 from lab.lab import DOCUMENTS, LR, PRETRAINING_LR, ROOT, ask, kept, pretrain, side_by_side, tune
 from model import Config
@@ -45,10 +46,6 @@ class Base:
     def dialogues(self, method: str) -> list[list[dict]]:
         """The training set of one of the paper's methods."""
         return [row["messages"] for row in self.world.training_set(METHODS[method].file)][: self.most]
-
-
-def dialogue(instruction: str, response: str) -> list[dict]:
-    return [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
 
 
 def three_bases(workers: int) -> list[Base]:
