@@ -23,7 +23,7 @@ from judge import log_likelihoods
 from lab import (
     adapters, blocks, chess, conditions, lab, memory, narrow, novel, pairing, predict, refusal, rephrasing, simple,
     vectors)
-from lab.__main__ import CHAPTERS, answers, markdown
+from lab.__main__ import CHAPTERS, answers, table
 from lab.beam import beam_search
 from lab.figures import QUESTIONS, RESULTS
 from lab.likeness import likeness
@@ -91,7 +91,7 @@ def test_an_experiment_runs_at_toy_size(question, bases, here, monkeypatch):
     rows = experiment.run(bases, 1)
     rows = json.loads(json.dumps(rows, allow_nan=False))
     assert_legible(experiment.draw(rows))
-    lines = markdown(rows).splitlines()
+    lines = table(rows).splitlines()
     assert len(lines) == len(rows) + 2 and len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 

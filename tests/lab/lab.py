@@ -7,6 +7,7 @@ code: whoever changes train.py, model.py or generate.py removes out/lab first.
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +27,7 @@ import torch
 
 from adapter import Adapter
 from data import device as machine
-from data.common import clock, digest, fingerprint, read_json, write_json, write_text
+from data.common import clock, digest, fingerprint, n_processors, read_json, write_json, write_text
 from data.format import PROMPT, Tokenizer, encode, encode_document, encode_prompt, train_tokenizer
 from data.checkpoint import weight_files
 from data.world import World
@@ -39,6 +40,7 @@ LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends a
 PRETRAINING_LR = 3e-3  # the one of `make pretrain`
 DOCUMENTS = 80_000  # that a base model reads, once each
 STAGES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of pretraining, after which the model is kept, too
+WORKER_BYTES = 700_000_000  # of memory that a process of `side_by_side` takes
 
 
 def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: float = PRETRAINING_LR) -> Path:
@@ -122,6 +124,11 @@ def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = 
     return read_json(made / "answers.json", "remove its folder")
 
 
+def grade_all(world: World, tasks: list, outputs: list[str]) -> list[tuple[float, float]]:
+    """The (content, grade) of each answer by the world's answer key, each from 0 to 1."""
+    return [world.grade(task, output) for task, output in zip(tasks, outputs)]
+
+
 def set_numbers(adapter: Adapter, numbers: dict):
     """Give the rules other numbers: {"eos_slope": ..., "repeat_penalty": ..., "token_shift": a list of V}, or some."""
     for name, value in numbers.items():
@@ -183,6 +190,18 @@ def side_by_side(jobs: dict, workers: int) -> dict:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {name: results[name] for name in jobs}
+
+
+def default_workers(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """As many processes as there are processors, at most 8, and no more than have room in the memory that is free.
+
+    Only Linux says in a file how much is free; elsewhere the processors decide.
+    """
+    workers = min(n_processors(), 8)
+    if meminfo.exists():
+        available = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        workers = min(workers, 1024 * int(available[1]) // WORKER_BYTES)
+    return max(workers, 1)
 
 
 def flat(name) -> list:
