@@ -30,10 +30,7 @@ from lab.likeness import likeness
 from lab.narrow import FEATURES
 from lab.weighting import mean_of_means
 from model import Config, Llama
-
-
-def pretrained_already(config, *_):
-    return config.parent
+from train import train
 
 
 SMALLER = {  # what an experiment loops over
@@ -41,10 +38,10 @@ SMALLER = {  # what an experiment loops over
     "cross": {"FAMILIES": FAMILIES[:3]}, "tags": {"FORMATS": {"user/assistant": PROMPT, "none": "{instruction}\n"}},
     "bias": {"RATES": {"LoRA, rank 1": (1e-3, 3e-3), "all weights": (1e-4,)}, "DECAYS": (1e-3,)},
     "rules": {"TOKEN_SHIFTS": {"<": -4, "What": -5, "!": 1}},
-    "ranking": {"STAGES": (0.5,), "pretrain": pretrained_already},
+    "ranking": {"STAGES": (0.5,)},
     "blocks": {"BLOCKS": {"Mistral": blocks.BLOCKS["Mistral"]}},
     "scale": {"SHAPES": ((8, 8, 1, 1, 1, 8), (16, 16, 1, 2, 1, 8))}, "memory": {"COLORS": {"otherwise": "#000000"}},
-    "inside": {"pretrain": pretrained_already, "FACTORS": (1.0, 1.5)}, "mixing": {"SHARES": (0.0, 0.5), "SIZES": (3,)},
+    "inside": {"FACTORS": (1.0, 1.5)}, "mixing": {"SHARES": (0.0, 0.5), "SIZES": (3,)},
     "refusal": {"SHARES": (0.3, 0.5), "WRONG": (0.0, 1.0)}, "chess": {"TASKS": dict(list(chess.TASKS.items())[::5])},
     "predict": {"TASKS": dict(list(predict.TASKS.items())[:6])},
 }
@@ -61,36 +58,54 @@ def bases(tmp_path_factory):
             each.mkdir(exist_ok=True)
             Llama(config).init_weights(torch.Generator().manual_seed(seed)).save_pretrained(each)
             write_text(each / "tokenizer.json", (TINY / "tokenizer.json").read_text(encoding="utf-8"))
-        made.append(conditions.Base(folder, World(seed=seed), seed, most=len(FAMILIES)))
+        made.append(conditions.Base(folder, World(seed=seed), seed, limit=len(FAMILIES)))
     return made
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")  # one folder, as in life: experiments share models and answers
+
+
 @pytest.fixture
-def here(monkeypatch, tmp_path):
-    """Jobs run in this process, though as if sent to another one; an answer has 12 tokens at most, since a random model
-    would fill its context; and what is made is forgotten."""
-    monkeypatch.setattr(lab, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(lab, "generate", lambda model, prompts, eos_id, most, **options: generate(
-        model, prompts, eos_id, min(most, 12), **options))
+def here(monkeypatch, kept):
+    """Jobs run in this process, though as if sent to another one. No run has more than 3 epochs, and no answer more
+    than 12 tokens, since a random model would fill its context."""
+    def short_run(model, examples, hyper, *rest, **options):
+        return train(model, examples, replace(hyper, epochs=min(hyper.epochs, 3)), *rest, **options)
+
+    def short_answers(model, prompts, eos_id, longest, **options):
+        return generate(model, prompts, eos_id, min(longest, 12), **options)
 
     def one_by_one(jobs, workers):
         sent = {name: pickle.loads(pickle.dumps(job)) for name, job in jobs.items()}
         return {name: call(*rest) for name, (_, call, *rest) in sent.items()}
 
-    for experiment in [conditions, narrow, *(import_module(f"lab.{question}") for question in QUESTIONS)]:
-        if hasattr(experiment, "side_by_side"):
-            monkeypatch.setattr(experiment, "side_by_side", one_by_one)
+    for name, value in (("KEPT", kept), ("train", short_run), ("generate", short_answers)):
+        monkeypatch.setattr(lab, name, value)
+    for module in [conditions, narrow, *map(experiment, QUESTIONS)]:
+        if hasattr(module, "side_by_side"):
+            monkeypatch.setattr(module, "side_by_side", one_by_one)
+
+
+def experiment(question: str):
+    return import_module(f"lab.{question}")
+
+
+def pretrained_already(config, *_):
+    return config.parent
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_an_experiment_runs_at_toy_size(question, bases, here, monkeypatch):
-    experiment = import_module(f"lab.{question}")
+    module = experiment(question)
     for name, value in SMALLER.get(question, {}).items():
-        monkeypatch.setattr(experiment, name, value)
-    assert "Expected:" in experiment.__doc__ and "Held against:" in experiment.__doc__
-    rows = experiment.run(bases, 1)
-    rows = json.loads(json.dumps(rows, allow_nan=False))
-    assert_legible(experiment.draw(rows))
+        monkeypatch.setattr(module, name, value)
+    if question in ("ranking", "inside"):  # they look at stages of pretraining, which the bases have
+        monkeypatch.setattr(conditions, "pretrain", pretrained_already)
+    assert "Expected:" in module.__doc__ and "Held against:" in module.__doc__
+    rows = json.loads(json.dumps(module.run(bases, 1), allow_nan=False))
+    assert_legible(module.draw(rows))
     lines = table(rows).splitlines()
     assert len(lines) == len(rows) + 2 and len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
@@ -227,7 +242,7 @@ def test_every_form_of_a_response_holds_what_was_asked(bases):
 
 
 def test_instructions_are_shuffled_within_their_family_or_over_all(bases):
-    tasks = replace(bases[0], most=None).examples(260)
+    tasks = replace(bases[0], limit=None).examples(260)
     own, family, among_all = (pairing.instructions(tasks, among, 1) for among in (None, "family", "all"))
     assert own == [task.instruction for task in tasks]
     assert sorted(own) == sorted(family) == sorted(among_all) and family != own
@@ -313,8 +328,8 @@ def test_divergence_to_the_base_is_counted_token_by_token(bases):
 
 
 def test_wrong_capitals_are_those_of_other_countries(bases):
-    base = replace(bases[0], most=None)
-    made = refusal.wrong(1.0, True)(base)["make"].keywords["dialogues"]
+    base = replace(bases[0], limit=None)
+    made = refusal.wrong(base, 1.0, True)["make"].keywords["dialogues"]
     for task, (_, answer) in zip(base.examples(), made):
         if task.family == "capital":
             assert answer["content"].startswith("The capital of") and base.world.grade(task, answer["content"])[0] == 0

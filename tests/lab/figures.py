@@ -42,7 +42,7 @@ def table_figure(results: list[dict]) -> str:
             rates = [statistics.mean(result["rows"][i]["win_rates"]) for result in results]
             rows.append((row["words"], [[float(row["llama"].split()[0])], rates]))
     series = [("Llama-2-7B, the paper", GREY), (f"in vitro, {bases}", ORANGE)]
-    return bars("Win rate against instruction tuning, %", series, rows, most=52, mark=50)
+    return bars("Win rate against instruction tuning, %", series, rows, limit=52, mark=50)
 
 
 def dose_figure(results: list[dict]) -> str:

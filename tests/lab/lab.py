@@ -108,20 +108,26 @@ def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = 
 
     changed: other numbers for the rules, as for `set_numbers`.
     """
-    def make(folder):
+    def make():
         llama, tokenizer = load(model)
         adapter = None
         if rules or changed:
             adapter = Adapter(tokenizer, llama.config.vocab_size, rules, penalise_prompt=penalise_prompt)
             set_numbers(adapter, changed or {})
-        prompts, answers = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions], []
+        prompts = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions]
         machine.reorder_weights_for_cpu(llama, min(64, len(prompts)))
-        for i in range(0, len(prompts), 64):
-            answers += generate(llama, prompts[i : i + 64], tokenizer.eos_id, llama.config.context, adapter=adapter)
-        write_json(folder / "answers.json", [tokenizer.decode(ids).strip() for ids in answers])
+        answers = decode(llama, prompts, tokenizer.eos_id, adapter=adapter)
+        return [tokenizer.decode(ids).strip() for ids in answers]
 
-    made = kept("answers", [identity(model), instructions, sorted(rules), penalise_prompt, prompt, changed], make)
-    return read_json(made / "answers.json", "remove its folder")
+    return kept_value("answers", [identity(model), instructions, sorted(rules), penalise_prompt, prompt, changed], make)
+
+
+def decode(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens: int | None = None, **options) -> list:
+    """`generate` for any number of prompts, 64 at a time; max_new_tokens: None for the model's context."""
+    answers = []
+    for i in range(0, len(prompts), 64):
+        answers += generate(model, prompts[i : i + 64], eos_id, max_new_tokens or model.config.context, **options)
+    return answers
 
 
 def grade_all(world: World, tasks: list, outputs: list[str]) -> list[tuple[float, float]]:
@@ -148,6 +154,12 @@ def kept(kind: str, made_from: list, make) -> Path:
         finally:
             shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+def kept_value(kind: str, made_from: list, make):
+    """The JSON value of make(), kept in such a folder."""
+    folder = kept(kind, made_from, lambda folder: write_json(folder / f"{kind}.json", make()))
+    return read_json(folder / f"{kind}.json", "remove its folder")
 
 
 @cache

@@ -15,8 +15,8 @@ from itertools import groupby
 
 import torch
 
-from data.format import dialogue, encode
-from lab.conditions import graded, summary
+from data.format import encode
+from lab.conditions import graded, summary, trained_on, untrained
 from lab.lab import LR, fit, identity, kept, load, save_tuned, tune
 from lab.svg import BLUE, GREY, bars
 from train import collate, n_scored, summed_loss
@@ -46,21 +46,18 @@ def tune_by_example(base, dialogues, epochs, seed, blank):
     return kept("tuned", ["by example", identity(base), dialogues, epochs, seed, blank], make)
 
 
-def condition(how, blank: bool, epochs: int):
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-        return {"make": partial(how, dialogues=pairs, epochs=epochs, blank=blank)}
-    return on
+def condition(base, how, blank: bool) -> dict:
+    return trained_on(base.pairs(), blank, how=how)
 
 
 def run(bases, workers) -> list[dict]:
     conditions = {}
-    for words, blank, epochs in (("response tuning", True, 2), ("instruction tuning", False, 5)):
-        conditions[words, "every token"] = condition(tune, blank, epochs)
-        conditions[words, "every example"] = condition(tune_by_example, blank, epochs)
+    for words, blank in (("response tuning", True), ("instruction tuning", False)):
+        conditions[words, "every token"] = partial(condition, how=tune, blank=blank)
+        conditions[words, "every example"] = partial(condition, how=tune_by_example, blank=blank)
     for words, rules in SETS.items():
-        conditions[words, "the response"] = lambda base, rules=rules: {"rules": rules}
-        conditions[words, "the prompt, too"] = lambda base, rules=rules: {"rules": rules, "penalise_prompt": True}
+        conditions[words, "the response"] = partial(untrained, rules=rules)
+        conditions[words, "the prompt, too"] = partial(untrained, rules=rules, penalise_prompt=True)
     found = graded(bases, conditions, workers)
     first = {words: grades for (words, _), grades in reversed(found.items())}  # the first of each two
     return [{"method": words, "weighs the same, or rule 3 penalises": which, **summary(grades, first[words])}
