@@ -12,7 +12,7 @@ Held against: response tuning wins 43.3 (Llama-2-7B) and 43.7 (OLMo-7B); single 
 from functools import partial
 
 from lab.conditions import WAYS, another, graded, on_each, summary
-from lab.svg import BLUE, GREEN, ORANGE, bars
+from lab.svg import BLUE, GREEN, ORANGE, bars, grouped
 
 BLOCKS = {"OLMo": {"model_type": "olmo", "clip_qkv": 8.0}, "Mistral": {"model_type": "mistral", "sliding_window": 32}}
 COLORS = {"Llama": BLUE, "OLMo": ORANGE, "Mistral": GREEN}
@@ -30,6 +30,5 @@ def run(bases, workers) -> list[dict]:
 
 def draw(rows) -> str:
     shown = dict.fromkeys(row["blocks"] for row in rows)
-    grades = {way: [row["grade"] for row in rows if row["way"] == way] for way in WAYS}
     return bars("Mean grade with each kind of blocks, %", [(f"{blocks}'s", COLORS[blocks]) for blocks in shown],
-                list(grades.items()))
+                grouped(rows, "way"))

@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from adapter import RULES
@@ -38,8 +38,11 @@ class Base:
 
     def tasks(self, *names: str) -> list[Task]:
         """The instructions of one or more of the evaluation sets."""
-        sets = self.world.evaluation_sets()
-        return [task for name in names for task in sets[name][: self.limit]]
+        return [task for name in names for task in self.sets[name][: self.limit]]
+
+    @cached_property
+    def sets(self) -> dict[str, list[Task]]:
+        return self.world.evaluation_sets()
 
     def examples(self, n: int = 1000, families: list[str] = FAMILIES) -> list[Task]:
         """Instructions with responses like the broad training set's: the families in turn, no subject held out."""

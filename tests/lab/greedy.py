@@ -16,7 +16,7 @@ from judge import log_likelihoods
 from lab.beam import beam_search
 from lab.conditions import on_each, remembered, summary
 from lab.lab import decode, grade_all, load, tune
-from lab.svg import BLACK, BLUE, GREY, bars
+from lab.svg import BLACK, BLUE, GREY, bars, grouped
 
 LONGEST, SAMPLES = 60, 8
 MODELS = {"base": (BLACK, None), "response tuning": (BLUE, 2), "instruction tuning": (GREY, 5)}  # colour, epochs
@@ -73,6 +73,5 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    series = [(name, color) for name, (color, _) in MODELS.items()]
-    right = {way: [row["right"] for row in rows if row["decoding"] == way] for way in WAYS}
-    return bars("Right answers under different ways of decoding, %", series, list(right.items()))
+    return bars("Right answers under different ways of decoding, %",
+                [(name, color) for name, (color, _) in MODELS.items()], grouped(rows, "decoding", "right"))

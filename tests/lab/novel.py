@@ -14,7 +14,7 @@ from functools import partial
 
 from data.world import FAMILIES, NOVEL
 from lab.conditions import WAYS, graded, only, summary, trained_on
-from lab.svg import BLUE, GREY, ORANGE, SKY, bars
+from lab.svg import BLUE, GREY, ORANGE, SKY, bars, grouped
 
 GROUPS = {"never asked": ORANGE, "dose 0": BLUE, "lower doses": SKY, "higher doses": GREY}
 
@@ -49,8 +49,5 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    grades = {}
-    for row in rows:
-        grades.setdefault(row["way"], []).append(row["grade"])
     return bars("Mean grade by how such instructions are answered in pretraining, %", list(GROUPS.items()),
-                list(grades.items()))
+                grouped(rows, "way"))

@@ -14,7 +14,7 @@ from functools import partial
 
 from data.format import dialogue
 from lab.conditions import FACTS, graded, summary, trained_on
-from lab.svg import BLUE, GREY, bars
+from lab.svg import BLUE, GREY, bars, grouped
 
 
 def without_restating(base, task) -> str:
@@ -51,7 +51,6 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    grades = {form: [row["grade"] for row in rows if row["responses"] == form] for form in FORMS}  # blanked, kept
     return bars("Responses that restate the instruction, and those that do not: mean grade, %",
                 [("instructions blanked: response tuning", BLUE), ("instructions kept: instruction tuning", GREY)],
-                list(grades.items()))
+                grouped(rows, "responses"))

@@ -177,6 +177,14 @@ def points(rows: list[dict], x: str, y: str, **wanted) -> list[tuple]:
     return [(row[x], row[y]) for row in rows if wanted.items() <= row.items()]
 
 
+def grouped(rows: list[dict], key: str, column: str = "grade") -> list[tuple]:
+    """(a value of row[key], [row[column] of the rows that have it]) in order, for the rows of `bars`."""
+    values = {}
+    for row in rows:
+        values.setdefault(row[key], []).append(row[column])
+    return list(values.items())
+
+
 def ticks(low: float, up: float) -> list[float]:
     """About five round numbers from low to up; where they are equal, that one."""
     if low == up:

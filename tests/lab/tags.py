@@ -12,7 +12,7 @@ from functools import partial
 
 from data.format import PROMPT
 from lab.conditions import graded, summary, trained_on
-from lab.svg import heat
+from lab.svg import grouped, heat
 
 FORMATS = {
     "user/assistant": PROMPT,
@@ -40,9 +40,7 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    cells = {}  # {trained in: the grades in each format that is asked}
-    for row in rows:
-        cells.setdefault(row["trained in"], []).append(sum(row["grade"]) / len(row["grade"]))
-    asked = list(dict.fromkeys(row["asked in"] for row in rows))
-    return heat("Response tuning in one format, asked in another: mean grade, %", list(cells), asked,
-                list(cells.values()), "trained in", "asked in")
+    trained, grades = zip(*grouped(rows, "trained in"))
+    means = [[sum(grade) / len(grade) for grade in of_formats] for of_formats in grades]
+    return heat("Response tuning in one format, asked in another: mean grade, %", trained,
+                list(dict.fromkeys(row["asked in"] for row in rows)), means, "trained in", "asked in")

@@ -18,7 +18,7 @@ import torch
 from data.format import encode
 from lab.conditions import graded, summary, trained_on, untrained
 from lab.lab import LR, fit, identity, kept, load, save_tuned, tune
-from lab.svg import BLUE, GREY, bars
+from lab.svg import BLUE, GREY, bars, grouped
 from train import collate, n_scored, summed_loss
 
 SETS = {"all three rules": ("eos", "tokens", "repeats"), "without rule 1": ("tokens", "repeats"),
@@ -65,10 +65,7 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    pairs = {}
-    for row in rows:
-        pairs.setdefault(row["method"], []).append(row["grade"])
     return bars("Two slips or choices of the authors' code: mean grade, %",
                 [("this repository: every token weighs the same; rule 3 on the response", GREY),
                  ("the authors' code: every example weighs the same; rule 3 on the prompt, too", BLUE)],
-                list(pairs.items()))
+                grouped(rows, "method"))
