@@ -32,8 +32,10 @@ def answers() -> str:
 
 def table(rows: list[dict]) -> str:
     """Rows as a table, without their points."""
-    columns = [column for column in rows[0] if column != "points"]
-    return markdown([{column: cell(row, column) for column in columns} for row in rows])
+    cells = []
+    for row in rows:
+        cells.append({column: cell(row, column) for column in rows[0] if column != "points"})
+    return markdown(cells)
 
 
 def cell(row: dict, column: str) -> str:

@@ -20,7 +20,7 @@ from judge import log_likelihoods
 from lab.adapters import adapt, fit_rules, trainable
 from lab.conditions import graded, made_by, summary, untrained
 from lab.lab import load, side_by_side
-from lab.svg import BLUE, GREY, Panel, plot
+from lab.svg import BLUE, GREY, Panel, plot, points
 from train import n_scored
 
 RATES = {"LoRA, rank 1": (3e-4, 1e-3, 3e-3), "LoRA, rank 4": (3e-4, 1e-3, 3e-3), "LoRA, rank 16": (3e-4, 1e-3, 3e-3),
@@ -80,8 +80,8 @@ def draw(rows) -> str:
     weights = [row for row in rows[1:] if row["adapter"] in RATES]
 
     def panel(title, column, y_range):
-        groups = [(words, color, [(row["trained numbers"], row[column]) for row in shown])
-                  for words, color, shown in (("rules", GREY, rules), ("weights", BLUE, weights))]
+        groups = [("rules", GREY, points(rules, "trained numbers", column)),
+                  ("weights", BLUE, points(weights, "trained numbers", column))]
         return Panel(title, groups, "trained numbers", y_range=y_range, joined=False, log=True, x_range=(10, 1e7),
                      x_marks={10.0**i: f"1e{i}" for i in range(1, 8)})
 

@@ -62,8 +62,11 @@ def run(bases, workers) -> list[dict]:
     for feature in FEATURES:
         of_bases = zip(zip(*(row[feature] for row in rows)), zip(*(row["grade"] for row in rows)))
         correlations[feature] = [round(spearman(numbers, grades), 2) for numbers, grades in of_bases]
-    columns = [torch.tensor([statistics.mean(row[name]) for row in rows]) for name in ("grade", *FEATURES)]
-    z = torch.stack([(column - column.mean()) / (column.std() + 1e-9) for column in columns], 1)
+    columns = []
+    for name in ("grade", *FEATURES):
+        column = torch.tensor([statistics.mean(row[name]) for row in rows])
+        columns.append((column - column.mean()) / (column.std() + 1e-9))
+    z = torch.stack(columns, 1)  # (tasks, 1 + features)
     slopes = [round(slope, 2) for slope in least_squares(z[:, 1:], z[:, 0]).tolist()]
     blank = {"right": "", "grade": ""}
     return rows + [{"task": "rank correlation with the grade", **blank, **correlations},

@@ -223,4 +223,5 @@ def spearman(x, y) -> float:
 
 
 def ranks(values) -> list[float]:
-    return [sum(b < a for b in values) + (sum(b == a for b in values) - 1) / 2 for a in values]
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]

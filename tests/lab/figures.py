@@ -51,10 +51,12 @@ def dose_figure(results: list[dict]) -> str:
     The bases have the same doses in another order, so point i is the mean over the families of the i-th dose.
     """
     doses = [100 * dose for dose in sorted(results[0]["doses"].values())]
-    return plot("Mean grade of a family's answers, %, against the family's dose in pretraining", [
-        Panel(title, [(words, color, list(zip(doses, grades_by_dose(results, method, rules))))
-                      for method, rules, words, color in curves], "dose: pages answered, %")
-        for title, curves in PANELS])
+    panels = []
+    for title, curves in PANELS:
+        groups = [(words, color, list(zip(doses, grades_by_dose(results, method, rules))))
+                  for method, rules, words, color in curves]
+        panels.append(Panel(title, groups, "dose: pages answered, %"))
+    return plot("Mean grade of a family's answers, %, against the family's dose in pretraining", panels)
 
 
 def grades_by_dose(results: list[dict], method: str, rules: str) -> list[float]:
@@ -63,9 +65,10 @@ def grades_by_dose(results: list[dict], method: str, rules: str) -> list[float]:
     for result in results:
         row = next(row for row in result["rows"] if (row["method"], row["rules"]) == (method, rules)
                    and not row["penalise_prompt"])
-        columns.append([100 * statistics.mean(
-            grade for grade, asked in zip(row["grades"], result["questions"]) if asked == family)
-            for family in sorted(result["doses"], key=result["doses"].get)])
+        grades = {family: [] for family in sorted(result["doses"], key=result["doses"].get)}
+        for grade, family in zip(row["grades"], result["questions"]):
+            grades.setdefault(family, []).append(grade)
+        columns.append([100 * statistics.mean(grades[family]) for family in grades if family in result["doses"]])
     return [statistics.mean(column) for column in zip(*columns)]
 
 

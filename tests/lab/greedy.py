@@ -42,7 +42,7 @@ def decoded(base, epochs: int | None) -> dict:
     samples = decode(model, many, eos, LONGEST, temperature=1.0, generator=torch.Generator().manual_seed(base.seed))
     total, mean = (scores.view(-1, SAMPLES) for scores in likelihoods(model, many, samples, eos))  # (N, SAMPLES)
     rows = [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
-    every = [graded([row[i] for row in rows]) for i in range(SAMPLES)]
+    every = [graded(samples[i::SAMPLES]) for i in range(SAMPLES)]
     found |= {"one sample": every[0], "best of 8 samples": list(map(max, zip(*every)))}
     for way, scores in (("likeliest sample", total), ("likeliest sample, per token", mean)):
         found[way] = graded([row[i] for row, i in zip(rows, scores.argmax(1).tolist())])

@@ -51,8 +51,9 @@ def foretold(x, y, n_halvings: int = 200) -> tuple[dict[str, int], dict[str, lis
 def run(bases, workers) -> list[dict]:
     found = tried(bases, TASKS, 100, 8, workers, ("val",))
     rows = [{"what": "task", "family": family, "form": form, **row} for (family, form), row in found.items()]
-    columns = [[statistics.mean(row[name]) for row in rows] for name in (*FEATURES, "grade")]
-    *features, grades = columns
+    features, grades = [], [statistics.mean(row["grade"]) for row in rows]
+    for name in FEATURES:
+        features.append([statistics.mean(row[name]) for row in rows])
     chosen, reached = foretold(torch.tensor(features).T, torch.tensor(grades))
     correlations = {name: round(spearman(column, grades), 2) for name, column in zip(FEATURES, features)}
     blank = dict.fromkeys(("family", "form", "right", "grade"), "")
