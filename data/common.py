@@ -316,3 +316,12 @@ def shorten(items: list, limit: int = 3) -> str:
     """The first few of a list that may be long, for an error."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows as a Markdown table, with a column for every key of the first. A row that lacks one has an empty cell."""
+    lines = ["|" + "".join(f" {column} |" for column in rows[0]), "|---" * len(rows[0]) + "|"]
+    for row in rows:
+        cells = [str(row.get(column, "")).replace("|", r"\|") for column in rows[0]]
+        lines.append("|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
+    return "\n".join(lines)

@@ -445,7 +445,8 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_two_stopped(data, tmp_path
 
 def test_each_epoch_ends_with_the_loss_on_held_out_dialogues(data, tmp_path, tokenizer):
     """Their instructions are kept, whatever the method: against the mean of plain cross-entropies."""
-    rows = [{"instruction": "Why?", "response": "So."}, {"instruction": "Who?"}, {"instruction": "When?", "response": "1"}]
+    rows = [{"instruction": "Why?", "response": "So."}, {"instruction": "Who?"},
+            {"instruction": "When?", "response": "1"}]
     (data / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = run(data, tmp_path / "out")
     assert result.returncode == 0, result.stderr
