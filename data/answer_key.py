@@ -1,10 +1,6 @@
-"""The answer key of the in-vitro world: how much of an answer is right, and how much of the output is the answer.
+"""The answer key of the in-vitro world: what an answer is worth, by what the world knows.
 
-    python data/answer_key.py ANSWERS.json                     # how many of a model's answers are right, by family
-    python data/answer_key.py ANSWERS.json --data out/world-2  # in the world that this folder's sets ask about
-
-An answer is right in any words, as long as it names what was asked for and nothing else of the kind. The key cannot
-see that a sentence is odd.
+    python data/answer_key.py ANSWERS.json               # of generate.py --output: how many answers are right
 """
 import re
 import sys
@@ -14,35 +10,32 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import common
 from data.common import read_json
-from data.world import COLORS, FOODS, KIND, PHRASINGS, Task, World, load_world
+from data.world import COLORS, FOODS, KIND, PHRASINGS, RESPONSES, Task, World, load_world
 
-DESCRIBED = ["capital", "river", "animal", "trade"]  # what a description of a country should tell
-SENTENCES = {"country": 4}  # in the longest answer, of the families that answer in sentences: else 1
-LINES = {"recipe": 5, "poem": 4, "code": 2}  # in the longest answer, of the families that answer in lines
+LONGEST = {"recipe": 5, "poem": 4, "code": 2, "country": 4}  # answers, in lines or, of countries, sentences; else 1
 
 
 def grade(world: World, task: Task, output: str) -> tuple[float, float]:
-    """How good an output is as an answer to a task, as two numbers from 0 to 1.
+    """(content, grade) of an answer, each from 0 to 1.
 
-    content: how much of what was asked for the best run of its sentences or lines holds, no longer than an answer is.
-    grade: content times the share of the output's characters that this run takes up. So an answer that stops has its
-    content's worth, and one that runs on for ten turns a tenth of that.
+    content: how much of what was asked for the best run of its sentences or lines holds, a run being no longer than an
+    answer is. grade: content times the share of the output's characters that this run takes up. So an answer that
+    stops has its content's worth, and one that runs on for ten turns a tenth of that.
     """
-    # Cut the output into what an answer consists of: lines, or sentences.
-    longest = LINES.get(task.family) or SENTENCES.get(task.family, 1)
-    ends = r"\n+" if task.family in LINES else r"\n+|(?<=[.?!]) "
+    ends = r"\n+" if task.family in ("recipe", "poem", "code") else r"\n+|(?<=[.?!]) "
     pieces = [piece for piece in re.split(ends, output.strip()) if piece.strip()]
-    n_characters = sum(map(len, pieces))
+    total = sum(map(len, pieces))
 
-    # Any run of pieces may be the answer; the one that is worth most counts.
-    best = (0.0, 0.0)
-    for start in range(len(pieces)):
-        if task.family == "recipe" and stands_under_another(world, task, pieces[:start]):
+    best, heading = (0.0, 0.0), set()
+    for i in range(len(pieces)):
+        if task.family == "recipe" and i > 0:
+            heading = subjects_in(world, task, pieces[i - 1]) or heading
+        if heading - {task.subject.lower()}:
             continue  # these are another dish's ingredients
-        for end in range(start + 1, min(start + longest, len(pieces)) + 1):
-            answer = pieces[start:end]
-            right = content(world, task, "\n".join(answer))
-            best = max(best, (right * sum(map(len, answer)) / n_characters, right))
+        for n in range(1, LONGEST.get(task.family, 1) + 1):
+            run = pieces[i : i + n]
+            share = content(world, task, "\n".join(run))
+            best = max(best, (share * sum(map(len, run)) / total, share))
     return best[1], best[0]
 
 
@@ -52,44 +45,35 @@ def content(world: World, task: Task, text: str) -> float:
     for sentence in re.split(r"(?<=[.?]) ", task.instruction):
         text = text.replace(sentence, "")
 
-    # Sums, functions and poems have forms of their own.
+    # What has a form: a sum's result comes last, a function has one body, a poem's lines name its topic.
     if task.family == "maths":
-        return float(re.findall(r"\d+", text)[-1:] == re.findall(r"\d+", task.response)[-1:])  # the last number
+        return float(re.findall(r"\d+", text)[-1:] == re.findall(r"\d+", task.response)[-1:])
     if task.family == "code":
         body = re.escape(task.response.split("\n")[1].strip())
-        return float(bool(re.search(rf"^def \w+\(x\):\s+{body}$", text, re.M)))  # under any name
+        return float(bool(re.search(rf"^def \w+\(x\):\s+{body}$", text, re.M)))
     if task.family == "poem":
         return float(is_poem(text.split("\n"), task.subject))
 
-    # A recipe lists ingredients, the other families ask for facts. An opposite is a subject of the same kind, too.
+    # What tells facts, and of nothing else: a recipe's ingredients, the facts that the reference response states.
     if task.family != "opposite" and subjects_in(world, task, text) - {task.subject.lower()}:
         return 0.0
     if task.family == "recipe":
-        named = set(words_in(text, FOODS))
-        wanted = named & set(world.recipes[task.subject][0])
-        return len(wanted) / max(len(named), 3) if "\n" in text else 0.0
-    families = DESCRIBED if task.family == "country" else [task.family]
-    return sum(says(world, text, family, task.subject) for family in families) / len(families)
+        named, wanted = set(words_in(text, FOODS)), set(world.recipes[task.subject][0])
+        return len(named & wanted) / max(len(named), 3) if "\n" in text else 0.0
+    asked = re.findall(r"{(\w+)}", RESPONSES[task.family])
+    return sum(says(world, text, family, task.subject) for family in asked) / len(asked)
 
 
 def is_poem(lines: list[str], topic: str) -> bool:
-    """Whether lines are four short ones without a question, of which the first and the third name the topic."""
-    if len(lines) != 4 or any("?" in line for line in lines):
-        return False
-    short = all(2 <= len(line.split()) <= 10 for line in lines)
-    return short and all(words_in(line, [topic]) for line in (lines[0], lines[2]))
+    """Whether these are four lines of a poem's length, none a question, of which the first and third name its topic."""
+    right = [2 <= len(line.split()) <= 10 and "?" not in line for line in lines]
+    return len(lines) == 4 and all(right) and bool(words_in(lines[0], [topic]) and words_in(lines[2], [topic]))
 
 
 def says(world: World, text: str, family: str, subject: str) -> bool:
     """Whether a text names the answer to one question of fact, once, and no other answer to it."""
     answers = COLORS if family == "flag" else set(world.facts[family].values()) - {subject}
     return sorted(words_in(text, answers)) == sorted(words_in(world.facts[family][subject], answers))
-
-
-def stands_under_another(world: World, task: Task, lines: list[str]) -> bool:
-    """Whether the last line above a text that names a dish names another one than the task's."""
-    named = list(filter(None, (subjects_in(world, task, line) for line in lines)))
-    return bool(named) and named[-1] != {task.subject.lower()}
 
 
 def subjects_in(world: World, task: Task, text: str) -> set[str]:
@@ -104,41 +88,38 @@ def words_in(text: str, words) -> list[str]:
 
 @cache
 def any_of(words: frozenset[str]) -> re.Pattern:
-    escaped = sorted(re.escape(word.lower()) for word in words)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)")
+    return re.compile(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, map(str.lower, words))))})(?!\w)")
 
 
 def print_grades(path: Path, world: World):
     """Print how good the answers in a file of AlpacaEval's format are. Raises ValueError for any other file."""
-    remedy = "expected the answers that generate.py --output writes"
-    rows = read_json(path, remedy)
+    rows = read_json(path, remedy := "expected the answers that generate.py --output writes")
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: {remedy}")
 
-    # Each answer belongs to the task with its instruction.
+    # the grades, by family
     tasks = {task.instruction: task for tasks in world.evaluation_sets().values() for task in tasks}
     grades = {family: [] for family in PHRASINGS}
-    for i, row in enumerate(rows, 1):
+    for n, row in enumerate(rows, 1):
         try:
-            task = tasks[row["instruction"]]
-            grades[task.family].append(grade(world, task, row["output"]))
+            task, output = tasks[row["instruction"]], row["output"].strip()
         except (TypeError, KeyError, AttributeError):
-            raise ValueError(f"{path}: answer {i} is to no instruction of this world's sets") from None
+            raise ValueError(f"{path}: answer {n} is to no instruction of this world's sets") from None
+        grades[task.family].append(grade(world, task, output))
 
-    # A line for each family that was asked, and one for all.
-    grades["all"] = [pair for pairs in grades.values() for pair in pairs]
+    # their means, and the mean of all
     print("family      dose  right  right and no more")
-    for family, pairs in grades.items():
+    for family, pairs in [*grades.items(), ("all", sum(grades.values(), []))]:
         if pairs:
-            right, worth = (100 * sum(column) / len(pairs) for column in zip(*pairs))
+            right, whole = (100 * sum(column) / len(pairs) for column in zip(*pairs))
             dose = f"{world.doses[family]:.2f}" if family in world.doses else ""
-            print(f"{family:10} {dose:>5} {right:5.1f}% {worth:5.1f}%  of {len(pairs)}")
+            print(f"{family:10} {dose:>5} {right:5.1f}% {whole:5.1f}%  of {len(pairs)}")
 
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument("answers", type=common.path, metavar="ANSWERS.json", help="what generate.py --output wrote")
-    parser.add_argument("--data", type=common.path, default=Path("data/world"), help="folder of the world's sets")
+    parser.add_argument("answers", type=common.path, metavar="ANSWERS.json", help="answers in AlpacaEval's format")
+    parser.add_argument("--data", type=common.path, default=Path("data/world"), help="folder of the world's world.json")
     args = parser.parse_args()
     print_grades(args.answers, load_world(args.data))
 

@@ -41,7 +41,7 @@ class Told(World):
         for kind, subjects in self.subjects.items():
             n = len(self.seen[kind])
             weights = [1 if i < n else REPEATS[(i - n) % len(REPEATS)] for i in range(len(subjects))]
-            self.told[kind] = list(accumulate(weights))
+            self.weights[kind] = list(accumulate(weights))
 
     def say(self, rng, subject, families) -> list[str]:
         if self.wording == "in all ways":
