@@ -333,3 +333,11 @@ def shorten(items: list, limit: int = 3) -> str:
     """The first few of a list that may be long, for an error."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows, dicts with the same keys, as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    for row in rows:
+        lines.append([str(cell) for cell in row.values()])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
