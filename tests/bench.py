@@ -109,14 +109,13 @@ def train(args, who: str) -> dict:
     """A forward and backward pass over all examples; by transformers as its trainer does it, four by four, padded."""
     prepare(args.device)
     model, examples, bf16 = load(args, who, torch.float32).train(), training_examples(args), fast_bf16(args.device)
-    budget = GPU_TOKEN_BUDGET if args.cuda else CPU_TOKEN_BUDGET
     if args.cuda and who == OURS:
         compile_layers(model)
     tensors = [(torch.tensor(ids, device=args.device), torch.tensor(y, device=args.device)) for ids, y in examples]
 
     def work():
         if who == OURS:
-            return accumulate_gradient(model, examples, budget, bf16)
+            return accumulate_gradient(model, examples, GPU_TOKEN_BUDGET if args.cuda else CPU_TOKEN_BUDGET, bf16)
         for i in range(0, len(examples), 4):
             ids, labels = (pad_sequence(rows, True, IGNORE) for rows in zip(*tensors[i : i + 4]))
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
@@ -249,7 +248,7 @@ def main():
     parser.add_argument("--dtype", choices=KINDS, help="to decode in (default: bfloat16 on a GPU, else float32)")
     parser.add_argument("--tokens", type=count, default=128, help="to decode")
     parser.add_argument("--rounds", type=count, default=1, help="how often to repeat it all")
-    args = parser.parse_args()
+    args, runs = parser.parse_args(), {}
     args.cuda = args.device.startswith("cuda")
     args.dtype = args.dtype or ("bfloat16" if args.cuda else "float32")
 
@@ -263,8 +262,7 @@ def main():
     args.tokens = min(args.tokens, args.config.context - len(args.prompt))
     examples = training_examples(args)
 
-    # The works, in turn; and the median of each.
-    runs = {}
+    # The works, in turn; and a table of all.
     with tempfile.TemporaryDirectory() as folder:
         args.gguf = Path(folder) / "model.gguf"
         if ("decoding, batch 1", "llama.cpp") in works():
