@@ -9,7 +9,7 @@ A ?= out/response
 B ?= out/instruction
 JUDGE ?= world
 variables := PYTHON METHOD MODEL DATA OUT SEED EPOCHS OVERWRITE RULES PROMPT A B JUDGE BASE_URL WORKERS N SUBMISSION \
-	SOLUTION RESULTS Q
+	SOLUTION RESULTS UNSAFE Q
 seed_given := $(filter-out file,$(origin SEED))
 
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -61,7 +61,7 @@ make TARGET [VARIABLE=value ...]
   RULES=$(RULES)   or all, or some of eos,tokens,repeats
   A=$(A)   B=$(B)   trained first, if they are missing
   JUDGE=$(JUDGE)   or a model on the server at BASE_URL; WORKERS=1 for a slow server
-  N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json
+  N=1   SUBMISSION=alice.zip   RESULTS=out/grade/results.json   UNSAFE=1 without a fence
   PYTHON=$(PYTHON)   set up by the first command
 
 Without make: .venv/bin/python train.py --help
@@ -83,7 +83,7 @@ generate: $(ready)
 
 eval: $(ready) $(world)
 	@$(PYTHON) generate.py --model "$$MODEL" --rules "$$RULES" --input "$$DATA/eval.jsonl" --output "$$ANSWERS"
-	@$(if $(world),$(PYTHON) data/world.py --grade "$$ANSWERS")
+	@[ ! -e "$$DATA/world.json" ] || $(PYTHON) data/answer_key.py "$$ANSWERS" --data "$$DATA"
 
 # the models that judge and rank need: a missing one is trained first where its name and the defaults say how
 tuned := $(patsubst %,out/%/run.json,instruction response mbpp gsm poetry recipes chess)
@@ -148,8 +148,8 @@ assignment: $(ready)
 	@$(PYTHON) tests/assignments/hand_out.py $(if $(filter 1,$(SOLUTION)),--solution,--out "$$OUT") -- "$$N"
 
 grade: $(ready)
-	@$(PYTHON) tests/assignments/grade.py $(if $(seed_given),--seed "$$SEED") $${RESULTS:+--results "$$RESULTS"} -- \
-		"$$N" "$$SUBMISSION"
+	@$(PYTHON) tests/assignments/grade.py $(if $(filter 1,$(UNSAFE)),--unsafe) $(if $(seed_given),--seed "$$SEED") \
+		$${RESULTS:+--results "$$RESULTS"} -- "$$N" "$$SUBMISSION"
 
 data/world: data/world/eval.jsonl
 data/world/eval.jsonl: data/world.py | $(ready)

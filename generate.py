@@ -8,7 +8,6 @@
 The second shows several models' answers side by side; the third writes AlpacaEval's format.
 """
 import argparse
-import re
 import sys
 import time
 from datetime import timedelta
@@ -119,7 +118,7 @@ def read_prompts(model: Llama, prompts: list[list[int]]):
 
 
 def check_finite(logits, dtype):
-    """Raises ValueError if a row has a logit that is NaN or infinite; dtype: of the model's computation."""
+    """Raise ValueError if a row of (B, V) logits has NaN or infinity. dtype: of the model's computation."""
     if not logits.amax(1).isfinite().all():  # NaN is the largest
         remedy = "add --dtype bfloat16" if dtype == torch.float16 else "its weights are damaged"
         raise ValueError(f"the model's activations are not finite in {dtype}; {remedy}")
@@ -147,18 +146,14 @@ def answer(model: Llama, tokenizer: Tokenizer, instructions: list[str], **option
 
 
 def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
-    """Print the response as it is decoded, holding back bytes that do not make a character yet.
-
-    SentencePiece's byte tokens, <0x00> to <0xFF>, are held back to the end of their run: if the run is not UTF-8 in
-    the end, each of them is decoded as U+FFFD.
-    """
+    """Print the response as it is decoded, holding back bytes that are not a character yet."""
     ids, shown = [], ""
 
     def show(_, token):
         nonlocal shown
         ids.append(token)
         text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd") and not re.fullmatch("<0x..>", tokenizer.bpe.id_to_token(token) or ""):
+        if not text.endswith("\ufffd"):
             print(text[len(shown):], end="", flush=True)
             shown = text
 
@@ -281,8 +276,8 @@ def read_instructions(args) -> tuple[list[int], list[str]]:
         return [], [args.prompt]
     rows = read_jsonl(args.input, check_fields("instruction"))
     limit = min(args.limit or len(rows), len(rows))
-    chosen = [i * len(rows) // limit for i in range(limit)]
-    return [i + 1 for i in chosen], [rows[i]["instruction"] for i in chosen]
+    lines = [i * len(rows) // limit + 1 for i in range(limit)]
+    return lines, [rows[line - 1]["instruction"] for line in lines]
 
 
 def load(args, path: Path, dtype: torch.dtype, lines: list[int], instructions: list[str]):
@@ -302,7 +297,6 @@ def load(args, path: Path, dtype: torch.dtype, lines: list[int], instructions: l
 def respond(args, path: Path, dtype: torch.dtype, lines: list[int], instructions: list[str]) -> list[str]:
     """Answer with one model: into --output, to the terminal, or as the answers that are returned."""
     # Are the answers there already? The first rank looks, for all.
-    settings = {}
     if args.output:
         settings = distributed.from_main(lambda: settings_of(args, path, dtype, instructions))
         if distributed.from_main(lambda: is_finished(args.output, settings)):
@@ -310,25 +304,22 @@ def respond(args, path: Path, dtype: torch.dtype, lines: list[int], instructions
             return []
     model, tokenizer, options = load(args, path, dtype, lines, instructions)
 
-    # Seeded by its place, so that a run that was interrupted samples the same answers. Places are fewer than
-    # 1,000,003, so no two batches share a stream (where a generator keeps 32 bits: of the seeds below 4,294).
-    def decode(batch, start):
+    # Seeded by its place, so that a run that was interrupted samples the same answers.
+    def decode(batch, start, work=answer):
         generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + start)
-        return answer(model, tokenizer, batch, generator=generator, **options)
+        return work(model, tokenizer, batch, generator=generator, **options)
 
+    answers = []
     if args.output:
         write_answers(args.output, instructions, settings, decode)
-        return []
-    if args.input:
-        answers = []
+    elif args.input:
         for start in range(0, len(instructions), args.batch_size):
             answers += decode(instructions[start : start + args.batch_size], start)
-        return answers
-    if len(args.model) > 1:
-        print(f"[{path}]")
-    generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003)
-    stream(model, tokenizer, args.prompt, generator=generator, **options)
-    return []
+    else:
+        if len(args.model) > 1:
+            print(f"[{path}]")
+        decode(args.prompt, 0, stream)
+    return answers
 
 
 def main():

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from data import answer_key
 from data.common import Journal, check_fields, clock, digest, read_json, read_jsonl, write_json
 from data.device import default_device, device_name
 from data.format import IGNORE, Tokenizer, dialogue, encode
@@ -131,7 +132,7 @@ def world_judge(pairs: list[tuple[str, str, str]], world: World) -> list[float]:
     for instruction, output, other in pairs:
         if instruction not in tasks:
             raise ValueError(f"the world has no answer to {instruction[:200]!r}; it knows its evaluation sets alone")
-        ours, theirs = (world.grade(tasks[instruction], answer)[1] for answer in (output, other))
+        ours, theirs = (answer_key.grade(world, tasks[instruction], answer)[1] for answer in (output, other))
         preferences.append(0.5 + 0.5 * (ours - theirs))
     return preferences
 

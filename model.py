@@ -63,8 +63,7 @@ class Config:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
 
-    The mean is over the last dimension, taken in fp32 whatever the type of x. weight: (C,), ones at first.
-    The result has the shape and type of x.
+    The mean is over the last dimension, in fp32 whatever the type of x; the result has the type of x. weight: (C,).
     """
 
     def __init__(self, dim: int, eps: float):
@@ -90,9 +89,7 @@ def norm(config: Config) -> nn.Module:
 def rotary_angles(positions, config: Config):
     """cos and sin of the angles position * f_i, f_i = rope_theta^(-2i / D) for i < D/2, D = head_dim (Su et al., 2021).
 
-    positions: (T,) or (B, T) integers. Returns two fp32 tensors, (1, T, 1, D/2) or (B, T, 1, D/2): the third
-    dimension broadcasts over heads.
-
+    positions: (T,) or (B, T) integers. Returns two fp32 tensors, (1 or B, T, 1, D/2), which broadcast over heads.
     With config.rope_scaling (Llama 3.1), f_i becomes (1 - k) * f_i / factor + k * f_i. There k rises linearly from
     0 to 1 as the frequency's number of turns in the original context, original_max_position_embeddings * f_i / (2 pi),
     goes from low_freq_factor to high_freq_factor; below it is 0, above it is 1.
@@ -113,8 +110,7 @@ def rotate(x, cos, sin):
     """Turn each pair (a, b) = (x[i], x[i + D/2]) of a head by its position's i-th angle.
 
     It becomes (a cos - b sin, b cos + a sin), in fp32, since bf16 loses the angles' low bits. Pairing a head's first
-    half with its second is the hub's layout; Su et al. (2021) pair neighbours. x: (B, T, H, D). cos, sin: from
-    rotary_angles. Returns the shape and type of x.
+    half with its second is the hub's layout; Su et al. (2021) pair neighbours. x: (B, T, H, D). The result is like x.
     """
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
@@ -123,8 +119,7 @@ def rotate(x, cos, sin):
 def visible(positions, n_keys: int, window: int | None = None):
     """Which keys a query may see: up to its own position, and with a window only the last `window` of these.
 
-    positions: (B or 1, T) integers, of the queries. The keys have the positions 0 to n_keys - 1. Returns
-    (B or 1, T, n_keys) bool.
+    positions: (B or 1, T), of the queries; the keys have 0 to n_keys - 1. Returns (B or 1, T, n_keys) bool.
     """
     distance = positions[..., None] - torch.arange(n_keys, device=positions.device)  # (B or 1, T, S), in tokens back
     if window is None:
@@ -147,10 +142,8 @@ def attend_slowly(q, k, v, mask):
 
 
 def attend(q, k, v, mask=None):
-    """`attend_slowly` by PyTorch's kernels: FlashAttention (Dao, 2023) on a GPU.
-
-    mask: None for the causal case, where S = T and query t sees keys 0 to t. Returns (B, H, T, D), in the type of q.
-    """
+    """`attend_slowly` by PyTorch's kernels: FlashAttention (Dao, 2023) on a GPU. mask: None for the causal case, where
+    S = T and query t sees keys 0 to t. The result has the type of q."""
     B, H, T, D = q.shape
     n_kv_heads = k.shape[1]
 
@@ -168,88 +161,13 @@ def attend(q, k, v, mask=None):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n_kv_heads < H)
 
 
-class KVCache:
-    """The keys and values of the tokens so far, so that every token goes through the model once.
-
-    Each row of the batch has a length of its own: its next token comes behind its last one, over what padding left
-    there. keys[i] and values[i] are layer i's, (B, n_kv_heads, n_slots, D). lengths: (B,) int64, how many slots of each
-    row are filled; longest: the largest of them.
-    """
-
-    BLOCK = 128  # slots that `grow` adds
-
-    def __init__(self, model: "Llama", batch_size: int, n_slots: int):
-        config, weight = model.config, model.model.embed_tokens.weight
-        shape = (batch_size, config.num_key_value_heads, n_slots, config.head_dim)
-        self.keys = [weight.new_zeros(shape) for _ in model.model.layers]
-        self.values = [weight.new_zeros(shape) for _ in model.model.layers]
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        self.longest = 0
-
-    @property
-    def n_slots(self) -> int:
-        return self.keys[0].shape[2]
-
-    def reserve(self, n_tokens: int):
-        """Choose the slots of each row's next tokens. Returns their positions, (B, n_tokens), and the number of keys
-        that attention will read."""
-        device = self.lengths.device
-        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
-        self.positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)  # (B, n_tokens)
-        # Behind the longest row there is nothing to read. A GPU reads it all the same, once the prompts are in: the
-        # steps that it records (see data/device.py) need one shape.
-        self.n_keys = self.longest + n_tokens
-        if self.longest and device.type == "cuda":
-            self.n_keys = self.n_slots
-        return self.positions, self.n_keys
-
-    def append(self, layer: int, k, v):
-        """Write a layer's new keys and values, (B, n_kv_heads, n_tokens, D), into the slots that `reserve` chose.
-
-        Returns the keys and values that attention reads, (B, n_kv_heads, S, D).
-        """
-        self.keys[layer][self.rows, :, self.positions] = k.transpose(1, 2)
-        self.values[layer][self.rows, :, self.positions] = v.transpose(1, 2)
-        return self.keys[layer][:, :, : self.n_keys], self.values[layer][:, :, : self.n_keys]
-
-    def advance(self, n_tokens):
-        """Count the tokens that the model has now read. n_tokens: (B,) int64, or an int for all rows alike."""
-        self.lengths += n_tokens  # in place: a recorded step reads this tensor
-        self.longest += int(torch.as_tensor(n_tokens).max())
-
-    def keep(self, rows):
-        """Drop all but some rows of the batch. rows: (n,) int64."""
-        self.lengths = self.lengths[rows]
-        self.longest = int(self.lengths.max())
-        for i in range(len(self.keys)):  # layer by layer: then two copies of one layer are held, not of all
-            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
-
-    def grow(self):
-        """Add BLOCK empty slots to every row."""
-        for i in range(len(self.keys)):
-            self.keys[i] = F.pad(self.keys[i], (0, 0, 0, self.BLOCK))
-            self.values[i] = F.pad(self.values[i], (0, 0, 0, self.BLOCK))
-
-
-def take(x, index):
-    """The vectors of x, (..., C), at places of its first dimensions taken as one. Returns (*index.shape, C).
-
-    The same as x.flatten(0, -2)[index], whose gradient PyTorch computes more slowly.
-    """
-    return x.flatten(0, -2).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])
-
-
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads.
-
-    layer: the number of its layer, from 0.
-    """
+    """Causal self-attention with grouped queries (Ainslie et al., 2023): n_kv_heads <= n_heads. layer: from 0."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.layer, self.clip = layer, config.clip_qkv
-        self.n_heads, self.n_kv_heads, self.head_dim = (
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.layer, self.clip, self.head_dim = layer, config.clip_qkv, config.head_dim
+        self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.q_proj = nn.Linear(config.hidden_size, self.n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
@@ -290,10 +208,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down((silu(gate x)) * (up x)), silu(z) = z / (1 + e^-z) (Shazeer, 2020).
-
-    gate and up are matrices from C to intermediate_size, down is one from there back to C; none has a bias.
-    """
+    """SwiGLU: down(silu(gate x) * (up x)), silu(z) = z / (1 + e^-z); three matrices, no bias (Shazeer, 2020)."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -326,8 +241,8 @@ class Llama(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # Zeros until a checkpoint or `init_weights` comes: nn.Embedding's own random values would, on the meta device
-        # of `from_pretrained`, make PyTorch import its compiler, which takes a second.
+        # Zeros until weights come: on the meta device of `from_pretrained`, nn.Embedding's own random values would make
+        # PyTorch import its compiler, which takes a second.
         embedding = torch.zeros(config.vocab_size, config.hidden_size)
         self.model = nn.ModuleDict(dict(
             embed_tokens=nn.Embedding.from_pretrained(embedding, freeze=False),
@@ -403,9 +318,8 @@ class Llama(nn.Module):
     def from_pretrained(cls, path, dtype=torch.float32, device="cpu", shard=None) -> "Llama":
         """Load a folder in the hub's layout, tensor by tensor, into `dtype` on `device`.
 
-        shard: called with the model while it has no data yet; of the parameters that it splits over ranks, only
-        this rank's parts are kept. Raises FileNotFoundError for an absent file, ValueError for a config or tensors
-        that are not as they must be (see data/checkpoint.py).
+        shard(model) may split the parameters over ranks while they have no data yet. Raises FileNotFoundError for an
+        absent file, ValueError for a config or tensors that are not as they must be (see data/checkpoint.py).
         """
         config = Config.from_json(Path(path) / "config.json")
         with torch.device("meta"):
@@ -417,10 +331,74 @@ class Llama(nn.Module):
 
     def save_pretrained(self, path, dtype=None, tensors=None):
         """Write config.json and model.safetensors, each whole or not at all, in `dtype` (None: the weights' own).
-
-        tensors: the whole state_dict of a model that is sharded over ranks. Raises OSError when the disk is full.
-        """
+        tensors: the whole state_dict of a model that is sharded over ranks. Raises OSError."""
         dtype = dtype or self.model.embed_tokens.weight.dtype
         save_tensors(Path(path) / "model.safetensors", tensors or self.state_dict(), {"format": "pt"}, dtype)
         config = replace(self.config, dtype=str(dtype).removeprefix("torch."))
         write_text(Path(path) / "config.json", config_text(config))
+
+
+def take(x, index):
+    """x.flatten(0, -2)[index], but with a faster gradient. x: (..., C). Returns (*index.shape, C)."""
+    return x.flatten(0, -2).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])
+
+
+class KVCache:
+    """The keys and values of the tokens so far, so that every token goes through the model once.
+
+    Each row of the batch has a length of its own: its next token comes behind its last one, over what padding left
+    there. keys[i] and values[i] are layer i's, (B, n_kv_heads, n_slots, D). lengths: (B,) int64, how many slots of each
+    row are filled; longest: the largest of them.
+    """
+
+    BLOCK = 128  # slots that `grow` adds
+
+    def __init__(self, model: Llama, batch_size: int, n_slots: int):
+        config, weight = model.config, model.model.embed_tokens.weight
+        shape = (batch_size, config.num_key_value_heads, n_slots, config.head_dim)
+        self.keys = [weight.new_zeros(shape) for _ in model.model.layers]
+        self.values = [weight.new_zeros(shape) for _ in model.model.layers]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        self.longest = 0
+
+    @property
+    def n_slots(self) -> int:
+        return self.keys[0].shape[2]
+
+    def reserve(self, n_tokens: int):
+        """Choose the slots of each row's next tokens. Returns their positions, (B, n_tokens), and the number of keys
+        that attention will read."""
+        device = self.lengths.device
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
+        self.positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)  # (B, n_tokens)
+        self.n_keys = self.longest + n_tokens  # behind the longest row there is nothing to read
+        if self.longest and device.type == "cuda":
+            self.n_keys = self.n_slots  # all the same: the steps that data/device.py records need one shape
+        return self.positions, self.n_keys
+
+    def append(self, layer: int, k, v):
+        """Write a layer's new keys and values, (B, n_kv_heads, n_tokens, D), into the slots that `reserve` chose.
+
+        Returns the keys and values that attention reads, (B, n_kv_heads, S, D).
+        """
+        self.keys[layer][self.rows, :, self.positions] = k.transpose(1, 2)
+        self.values[layer][self.rows, :, self.positions] = v.transpose(1, 2)
+        return self.keys[layer][:, :, : self.n_keys], self.values[layer][:, :, : self.n_keys]
+
+    def advance(self, n_tokens):
+        """Count the tokens that the model has now read. n_tokens: (B,) int64, or an int for all rows alike."""
+        self.lengths += n_tokens  # in place: a recorded step reads this tensor
+        self.longest += int(torch.as_tensor(n_tokens).max())
+
+    def keep(self, rows):
+        """Drop all but some rows of the batch. rows: (n,) int64."""
+        self.lengths = self.lengths[rows]
+        self.longest = int(self.lengths.max())
+        for i in range(len(self.keys)):  # layer by layer: then two copies of one layer are held, not of all
+            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
+
+    def grow(self):
+        """Add BLOCK empty slots to every row."""
+        for i in range(len(self.keys)):
+            self.keys[i] = F.pad(self.keys[i], (0, 0, 0, self.BLOCK))
+            self.values[i] = F.pad(self.values[i], (0, 0, 0, self.BLOCK))

@@ -3,8 +3,8 @@
     python train.py --method response --model data/tiny --data data/world --out out/response
     torchrun --nproc_per_node=8 train.py ...        # the same run, sharded over eight GPUs
 
-A method is a file of dialogues and whether their instructions are blanked (sections 3 to 5 of the
-paper). `pretrain` is the same loop over documents, from random weights, with every token scored.
+A method is a file of dialogues and whether their instructions are blanked (sections 3 to 5 of the paper). `pretrain` is
+the same loop over documents, from random weights, with every token scored.
 """
 import argparse
 import math
@@ -70,11 +70,8 @@ def load_examples(method: Method, folder: Path, tokenizer: Tokenizer, max_length
 
 
 def load_held_out(folder: Path, tokenizer: Tokenizer, max_length: int) -> list:
-    """The instructions of val.jsonl that have a response there, as (ids, labels) pairs: [] if there are none.
-
-    The instructions are kept, whatever the method: so a model is asked after training, and response tuning is trained
-    on one thing and asked another.
-    """
+    """The rows of val.jsonl that have a response, as (ids, labels) pairs. Their instructions are kept, since the model
+    will be asked: response tuning is trained on one thing and asked another."""
     path = folder / "val.jsonl"
     rows = read_jsonl(path, check_fields("instruction")) if path.exists() else []
     answered = [row for row in rows if isinstance(row.get("response"), str)]
@@ -87,47 +84,46 @@ def n_scored(example) -> int:
 
 
 class Batch(NamedTuple):
-    """A micro-batch, in which the tokens with which several rows begin are there once: see `collate`."""
+    """A micro-batch, all int64, in which the tokens with which several rows begin are there once: see `collate`."""
 
-    tokens: torch.Tensor  # (1, N) int64
-    index: torch.Tensor  # (B, T) int64: which of the N stands at each place of a row
-    places: torch.Tensor  # (1, N) int64: where each of the N can be found in index.flatten()
-    scored: torch.Tensor  # (n_scored,) int64: which of the N predict a scored token
-    targets: torch.Tensor  # (n_scored,) int64: and the tokens that they are to predict
+    tokens: torch.Tensor  # (1, N)
+    index: torch.Tensor  # (B, T), which of the N is at each place of a row
+    places: torch.Tensor  # (1, N), where each of the N is in index.flatten()
+    scored: torch.Tensor  # (n_scored,), which of the N predict a scored token
+    targets: torch.Tensor  # (n_scored,), the tokens that they are to predict
 
 
 def collate(examples: list, device) -> Batch:
     """A micro-batch from (ids, labels) pairs, padded on the right. The padding is neither seen nor scored.
 
-    What the model computes for a token depends on it and those before it, so rows that begin alike share the work: as
-    in response tuning, where all prompts are one. The batch's tokens are those of the trie of its rows, row by row:
+    What the model computes for a token depends only on it and those before it. So rows that begin alike share the
+    work: in response tuning all prompts are one. The batch's tokens are those of the trie of its rows, row by row:
 
         rows    5 7 8 2        tokens    5 7 8 2 9 3
                 5 7 9 3        index     0 1 2 3        places    0 1 2 3 6 7
                                          0 1 4 5
     """
-    tokens, found, paths, scored, targets, number = [], [], [], [], [], {}
+    tokens, found, paths, scored, targets, nodes = [], [], [], [], [], {}
     for row, (ids, labels) in enumerate(examples):
-        # A row needs its tokens before the last scored one, which predict it; position t predicts token t + 1.
-        scored_positions = [t for t, label in enumerate(labels) if label != IGNORE]
-        n_needed = max([1, *scored_positions[-1:]])
+        # Position t predicts token t + 1, so a row needs its tokens before the last scored one.
+        n_needed = max([1] + [t for t, label in enumerate(labels) if label != IGNORE])
 
-        # Go down the trie; a token that is new behind its parent is a new token of the batch.
+        # Go down the trie. A token that is new behind its parent is a new token of the batch.
         parent, path = -1, []
         for token, target in zip(ids[:n_needed], [*labels[1:], IGNORE]):
-            if (parent, token) not in number:
-                number[parent, token] = len(tokens)
+            if (parent, token) not in nodes:
+                nodes[parent, token] = len(tokens)
                 tokens.append(token)
                 found.append((row, len(path)))
-            parent = number[parent, token]
+            parent = nodes[parent, token]
             path.append(parent)
             if target != IGNORE:
                 scored.append(parent)
                 targets.append(target)
         paths.append(path)
 
-    # oneDNN keeps a program for every shape of a matrix product. With the first token once more, until there are a
-    # multiple of 64, shapes are few, and so is the memory.
+    # oneDNN keeps a program for every shape of a matrix product. The first token again and again, up to a multiple of
+    # 64, makes the shapes few, and halves the memory.
     n_more = -len(tokens) % 64
     width = max(map(len, paths))
     index = [path + [0] * (width - len(path)) for path in paths]  # (B, T)
@@ -146,15 +142,12 @@ def summed_loss(model: Llama, batch: Batch):
 
 
 def micro_batches(examples: list, token_budget: int):
-    """Cut examples, sorted by length, into runs of at most `token_budget` tokens (or one example that has more).
-
-    With the padding, which only attention computes, they are at most twice as many.
-    """
+    """Cut examples, sorted by length, into runs of at most `token_budget` tokens (or one example that has more), and
+    with the padding, which only attention computes, of at most twice as many."""
     batch, n_tokens = [], 0
     for example in sorted(examples, key=lambda example: len(example[0])):
         length = len(example[0])
-        padded = (len(batch) + 1) * length
-        if batch and (n_tokens + length > token_budget or padded > 2 * token_budget):
+        if batch and (n_tokens + length > token_budget or (len(batch) + 1) * length > 2 * token_budget):
             yield batch
             batch, n_tokens = [], 0
         batch.append(example)
@@ -164,7 +157,8 @@ def micro_batches(examples: list, token_budget: int):
 
 
 def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
-    """Add to every .grad the gradient of one step's mean loss per scored token. Returns that loss, a detached scalar.
+    """Add to every .grad the gradient of one step's mean loss per scored token. Returns that loss, a detached scalar;
+    under torch.no_grad that is all that it does.
 
     examples: (ids, labels) pairs, the whole step's, with a scored token among them. They are cut into micro-batches
     of at most token_budget tokens; the loss of each is summed and divided by the count of scored tokens in the *whole*
@@ -182,19 +176,10 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
     for batch in mine:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
             loss = summed_loss(model, collate(batch, model.device)) / count
-        (loss * distributed.n_ranks()).backward()  # sharded gradients are averaged over ranks; this is to be a sum
+        if torch.is_grad_enabled():
+            (loss * distributed.n_ranks()).backward()  # sharded gradients are averaged over ranks; this is to be a sum
         total += loss.detach()
     return distributed.summed(total)
-
-
-@torch.no_grad()
-def mean_loss(model: Llama, examples: list, token_budget: int, autocast: bool = False) -> float:
-    """The mean loss per scored token of (ids, labels) pairs, as of the held-out dialogues. Every rank computes all."""
-    total = torch.zeros((), device=model.device)
-    for batch in micro_batches(examples, token_budget):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
-            total += summed_loss(model, collate(batch, model.device))
-    return total.item() / sum(map(n_scored, examples))
 
 
 def learning_rate(step: int, n_steps: int, peak: float, schedule: str = "cosine", warmup: float = 0.1) -> float:
@@ -212,11 +197,8 @@ def learning_rate(step: int, n_steps: int, peak: float, schedule: str = "cosine"
 
 
 def adamw(model: Llama, beta2: float = 0.999):
-    """AdamW without weight decay, as in the paper. `train` sets the learning rate anew in every step.
-
-    beta2: how long the squared gradients are remembered. Pretraining takes 0.95, as Llama's did: its gradients shrink
-    fast at first, and a long memory of the large ones would keep the steps small.
-    """
+    """AdamW without weight decay, as in the paper. beta2: how long squared gradients are remembered. Pretraining takes
+    0.95, as Llama's did: its gradients shrink fast at first, and a long memory would keep the steps small."""
     return torch.optim.AdamW(model.parameters(), betas=(0.9, beta2), weight_decay=0.0, fused=True)
 
 
@@ -246,11 +228,10 @@ def batches(examples: list, batch_size: int, seed: int, epoch: int):
 
 def train(model: Llama, examples: list, hyper: Hyperparameters, optimizer=None, first_epoch: int = 0, after_epoch=None,
           report=say, gradient=accumulate_gradient) -> list[float]:
-    """Train all parameters on (ids, labels) pairs. Returns the loss of each step.
+    """Train all parameters on (ids, labels) pairs. Returns each step's loss. Raises ValueError if one is not finite.
 
-    first_epoch: go on behind so many epochs, with the optimizer of then. after_epoch(epochs_done, losses): called at
-    the end of each epoch with its steps' losses. report(line): called after every step. gradient: takes the place of
-    `accumulate_gradient`, for another loss. Raises ValueError if the loss is not finite.
+    first_epoch: go on behind so many epochs, with the optimizer of then. after_epoch(epochs_done, losses) is called at
+    the end of each epoch, report(line) after every step. gradient: in place of `accumulate_gradient`, for another loss.
     """
     optimizer, autocast = optimizer or adamw(model), fast_bf16(model.device.type)
     steps_per_epoch = math.ceil(len(examples) / hyper.batch_size)
@@ -290,10 +271,9 @@ def train(model: Llama, examples: list, hyper: Hyperparameters, optimizer=None, 
 class LinearCrossEntropy(torch.autograd.Function):
     """F.cross_entropy(h @ W.T, targets, reduction="sum"), without ever holding all of the logits.
 
-    h: (N, C); weight W: (V, C); targets: (N,) int64. Returns a float32 scalar. The gradient of a logit is
-    softmax - onehot, so it is taken while the logits of a few rows are at hand. With SmolLM2's 49,152 words
-    this halves the time of the loss and takes away a fifth of a step's memory, on a CPU.
-    (torch 2.13 has an F.linear_cross_entropy, but with bf16 inputs it sums in bf16, and the loss is 5 % off.)
+    h: (N, C); weight W: (V, C); targets: (N,) int64. Returns an fp32 scalar. The gradient of a logit is
+    softmax - onehot, so it is taken while the logits of a few rows are at hand: with SmolLM2's 49,152 words that halves
+    the time of the loss on a CPU. (With bf16 inputs, torch 2.13's F.linear_cross_entropy sums in bf16 and is 5 % off.)
     """
 
     ROWS = 512
@@ -303,13 +283,22 @@ class LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), device=h.device)
         dh, dw = torch.zeros_like(h), torch.zeros_like(weight)
         for i in range(0, len(h), LinearCrossEntropy.ROWS):
-            rows, answers = h[i : i + LinearCrossEntropy.ROWS], targets[i : i + LinearCrossEntropy.ROWS, None]
-            logits = F.linear(rows, weight)  # (ROWS, V)
+            # 1. The logits of some rows. Rows of zeros make them a multiple of 64: few shapes, as in `collate`.
+            answers = targets[i : i + LinearCrossEntropy.ROWS, None]  # (n, 1)
+            n = len(answers)
+            rows = F.pad(h[i : i + n], (0, 0, 0, -n % 64))
+            logits = F.linear(rows, weight)  # (n + padding, V)
+
+            # 2. Their loss.
             log_p = F.log_softmax(logits, -1, dtype=torch.float32)
-            loss -= log_p.gather(1, answers).sum()
-            dlogits = log_p.exp_().scatter_add_(1, answers, -torch.ones_like(answers, dtype=torch.float32))
+            loss -= log_p[:n].gather(1, answers).sum()
+
+            # 3. The gradient of the logits, and with it those of h and the weight.
+            dlogits = log_p.exp_()
+            dlogits[:n].scatter_add_(1, answers, -torch.ones_like(answers, dtype=torch.float32))
+            dlogits[n:] = 0
             dlogits = dlogits.to(logits.dtype)
-            dh[i : i + len(rows)] = dlogits @ weight
+            dh[i : i + n] = (dlogits @ weight)[:n]
             dw += dlogits.T @ rows
         ctx.save_for_backward(dh, dw)
         return loss
@@ -327,32 +316,29 @@ NOT_SETTINGS = {"out", "device", "resume", "overwrite", "token_budget", "compile
 
 def parse_arguments():
     parser = common.parser(__doc__)
-    add, either = parser.add_argument, parser.add_mutually_exclusive_group()
-    defaults = [f"{name} {method.epochs}" for name, method in METHODS.items()]
+    add, either = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    epochs = [f"{name} {method.epochs}" for name, method in METHODS.items()]
     add("--method", required=True, choices=METHODS, help="what to train on")
-    add("--model", default="data/tiny",
-        help="the base model's folder, or its ORG/NAME on the hub; for pretrain, only its config.json is read")
+    add("--model", default="data/tiny", help="the base model's folder, or its ORG/NAME on the hub; pretrain reads only "
+        "its config.json")
     add("--data", type=Path, default=Path("data/world"), help="folder of the .jsonl training sets")
     add("--out", type=common.path, required=True, help="folder to write, in the hub's layout")
-    add("--epochs", type=common.positive(int), help="default: " + ", ".join(defaults))
+    add("--epochs", type=common.positive(int), help="default: " + ", ".join(epochs))
     add("--lr", type=common.positive(float), help="highest learning rate; default: from width 2,048 the paper's 1e-5 "
         "(OLMo: 3e-6), below 5e-5; for pretrain 3e-3")
     add("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
     add("--warmup", type=common.share, default=0.1, help="share of steps over which the rate rises, from 0 to 1")
     add("--batch-size", type=common.positive(int), default=64, help="sequences in a step (the paper's)")
-    add("--max-length", type=common.positive(int), default=2048,
-        help="tokens at which an example is cut (the paper's); the model's context cuts too")
+    add("--max-length", type=common.positive(int), default=2048, help="tokens at which an example is cut (the paper's)")
     add("--token-budget", type=common.positive(int), help="tokens in a micro-batch of one device: speed and memory, "
         "not results (but their last bits); default: 1,024 on a CPU, 16,384 on a GPU")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the layers; default: on a GPU. A CPU "
         "needs a C++ compiler and 10 to 20 s for it, and saves memory more than time")
-    add("--gradient-checkpointing", action="store_true",
-        help="compute the activations twice rather than keep them: less memory, a third more time")
+    add("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     add("--seed", type=common.seed, default=1, help="of the data order, and of pretraining's first weights")
     add("--device", type=device_name, default=default_device())
-    either.add_argument("--resume", action="store_true",
-                        help="continue an interrupted run from its last epoch; start if there is none")
-    either.add_argument("--overwrite", action="store_true", help="discard the run that --out holds")
+    either("--resume", action="store_true", help="continue from the last whole epoch; start if there is no run")
+    either("--overwrite", action="store_true", help="discard the run that --out holds")
     return parser.parse_args()
 
 
@@ -360,9 +346,7 @@ def settle_defaults(args, config: Config):
     """Fill in the options that depend on the method, the model and the device."""
     cuda = args.device.startswith("cuda")
     args.epochs = args.epochs or METHODS[args.method].epochs
-    if args.max_length > config.context:
-        say(f"--max-length {args.max_length} becomes {config.context}, the model's context")
-        args.max_length = config.context
+    args.max_length = min(args.max_length, config.context)
     args.token_budget = args.token_budget or (GPU_TOKEN_BUDGET if cuda else CPU_TOKEN_BUDGET)
     if args.compile is None:
         args.compile = cuda
@@ -385,23 +369,21 @@ def settings_of(args) -> dict:
 
 
 def first_model(args, config: Config, scratch: Path) -> tuple[Path, Llama]:
-    """(folder of config.json and tokenizer, model) before training: the base, or for pretraining random weights.
+    """(folder of config.json and tokenizer, model) before training: the base; or random weights, and a tokenizer
+    that is trained on the corpus and written to `scratch`: --out stays as it is until the input is known to be good."""
+    def shard(model):
+        distributed.shard(model, fast_bf16(args.device))
 
-    Pretraining trains its tokenizer on the corpus and writes it to `scratch`: --out is not touched before the input is
-    known to be good.
-    """
-    bf16 = fast_bf16(args.device)
     if args.method != "pretrain":
-        return args.model, Llama.from_pretrained(args.model, device=args.device,
-                                                 shard=lambda model: distributed.shard(model, bf16))
+        return args.model, Llama.from_pretrained(args.model, device=args.device, shard=shard)
     if (config.bos_token_id, config.eos_token_id) != (0, 1):
-        raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, "
-                         "as the tokenizer trained here has them")
+        raise ValueError(f"{args.model / 'config.json'}: set bos_token_id to 0 and eos_token_id to 1, as the tokenizer "
+                         "that is trained here has them")
     texts = [row["text"] for row in read_jsonl(args.data / "corpus.jsonl", check_fields("text"))]
     write_text(scratch / "tokenizer.json", train_tokenizer(texts, config.vocab_size).to_str(pretty=True))
     write_text(scratch / "config.json", config_text(config))
     model = Llama(config).init_weights(torch.Generator().manual_seed(args.seed)).to(args.device)
-    distributed.shard(model, bf16)
+    shard(model)
     return scratch, model
 
 
@@ -415,6 +397,9 @@ def run(args, config: Config, scratch: Path):
 
     # The model, what it is trained on, and how far an interrupted run was.
     base, model = first_model(args, config, scratch)
+    model.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        compile_layers(model)
     tokenizer, bf16 = Tokenizer(base), fast_bf16(args.device)
     examples = load_examples(METHODS[args.method], args.data, tokenizer, args.max_length)
     held_out = load_held_out(args.data, tokenizer, args.max_length)
@@ -422,39 +407,44 @@ def run(args, config: Config, scratch: Path):
     checkpoint, first_epoch, curves = args.out / CHECKPOINT, 0, {"loss": [], "held_out_loss": []}
     if found == "half":
         first_epoch, curves = load_checkpoint(checkpoint, model, optimizer)
-    model.gradient_checkpointing = args.gradient_checkpointing
-    if args.compile:
-        compile_layers(model)
     say(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {distributed.n_ranks()} x {args.device}"
-        + ", bf16 autocast" * bf16 + f", from epoch {first_epoch + 1}" * (first_epoch > 0))
+        + ", bf16 autocast" * bf16 + ", compiled (--no-compile does without)" * args.compile
+        + f", from epoch {first_epoch + 1}" * (first_epoch > 0))
     if args.overwrite and distributed.is_main():  # only now that the input is known to be good
         discard(args.out)
 
     def after_epoch(epochs_done, losses):
         curves["loss"] += losses
+        line = f"epoch {epochs_done}/{args.epochs}  mean loss {sum(losses) / len(losses):.4f}"
         if held_out:
-            curves["held_out_loss"].append(mean_loss(model, held_out, args.token_budget, bf16))
-            say(f"epoch {epochs_done}/{args.epochs}  loss on {len(held_out)} held-out dialogues, with their "
-                f"instructions: {curves['held_out_loss'][-1]:.4f}")
+            with torch.no_grad():
+                loss = accumulate_gradient(model, held_out, args.token_budget, bf16).item()
+            curves["held_out_loss"].append(loss)
+            line += f", on held-out dialogues {loss:.4f}"
+        say(line)
         if epochs_done < args.epochs:
             save_checkpoint(checkpoint, model, optimizer, settings, epochs_done, curves)
 
     # The loop, then what it made.
     began = time.perf_counter()
     hyper = Hyperparameters(**{field.name: getattr(args, field.name) for field in fields(Hyperparameters)})
-    losses = train(model, examples, hyper, optimizer, first_epoch, after_epoch)
+    train(model, examples, hyper, optimizer, first_epoch, after_epoch)
+    record = settings | {"model": str(args.model), "data": str(args.data),
+                         "seconds": round(time.perf_counter() - began, 1)}
+    save(args, base, model, record | curves, loss_svg(**curves))
+    say(f"wrote {args.out}, with the curves of both losses in loss.svg")
+
+
+def save(args, base: Path, model: Llama, record: dict, svg: str):
+    """Write the folder of a finished run; run.json comes last, since a folder that has it is finished."""
     tensors = distributed.gathered(model.state_dict())
     if distributed.is_main():
-        record = settings | {"model": str(args.model), "data": str(args.data),
-                             "seconds": round(time.perf_counter() - began, 1)}
         model.save_pretrained(args.out, getattr(torch, model.config.dtype), tensors)
         write_companions(args.out, base, args.method != "pretrain")
-        write_text(args.out / "loss.svg", loss_svg(**curves))
-        write_json(args.out / RECORD, record | curves)  # the last: a folder that has it is a finished run
-        checkpoint.unlink(missing_ok=True)
-    last_epoch = losses[-math.ceil(len(examples) / args.batch_size):]
-    say(f"wrote {args.out}: mean loss of the last epoch {sum(last_epoch) / len(last_epoch):.4f}")
+        write_text(args.out / "loss.svg", svg)
+        write_json(args.out / RECORD, record)
+        (args.out / CHECKPOINT).unlink(missing_ok=True)
 
 
 def loss_svg(loss: list[float], held_out_loss: list[float]) -> str:

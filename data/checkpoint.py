@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data.common import INDEX, hold, parse_json, read_json, replacing, shorten, write_json, write_text
-from data.distributed import gathered, is_main
+from data.distributed import gathered, is_main, placed_like
 from data.format import IDS, PROMPT, Tokenizer, chat_template, listed
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo": "OlmoForCausalLM"}
@@ -238,15 +238,6 @@ def fill_unused_rows(matrix):
     unused = ~matrix.isfinite().any(1, keepdim=True)  # (V, 1)
     mean = matrix[~unused[:, 0]].mean(0, dtype=torch.float32)  # (C,)
     return torch.where(unused, mean.to(matrix.dtype), matrix)
-
-
-def placed_like(parameter, tensor):
-    """This rank's part of `tensor` if `parameter` is sharded over ranks, else all of it."""
-    if not hasattr(parameter, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor  # a second of importing, which only sharding needs
-
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 # --------------------------------------------------------------------------------------------- writing a model's folder

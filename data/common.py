@@ -33,7 +33,6 @@ def share_processors():
     """
     if "torch" in sys.modules:  # too late
         return
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # programs for shapes: a fifth of training's memory
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if cpu_quota() < (os.cpu_count() or 1):
@@ -105,42 +104,26 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
 
 
-def positive(kind):
-    """A type for argparse: a whole number (kind: int) or a number (float) above 0."""
+def checked(kind, good, problem: str):
+    """A type for argparse: kind(argument), if good(argument); else the command line is refused with `problem`."""
     def parse(argument):
-        if not 0 < kind(argument) < math.inf:
-            raise argparse.ArgumentTypeError("must be above 0")
+        if not good(argument):
+            raise argparse.ArgumentTypeError(problem)
         return kind(argument)
-    parse.__name__ = "number" if kind is float else "whole number"  # "invalid whole number value: 'x'"
+
+    parse.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)  # "invalid number value: 'x'"
     return parse
 
 
-def share(argument: str) -> float:
-    """A type for argparse: a number from 0 to 1."""
-    if not 0 <= float(argument) <= 1:
-        raise argparse.ArgumentTypeError("must be from 0 to 1")
-    return float(argument)
+def positive(kind):
+    """A type for argparse: a whole number (kind: int) or a number (float) above 0."""
+    return checked(kind, lambda argument: 0 < kind(argument) < math.inf, "must be above 0")
 
 
-def seed(argument: str) -> int:
-    """A type for argparse: a whole number that torch's generators take."""
-    if not 0 <= int(argument) < 2**32:
-        raise argparse.ArgumentTypeError("must be from 0 to 4294967295")
-    return int(argument)
-
-
-def path(argument: str) -> Path:
-    """A type for argparse: a file or folder, since "" would be the current folder."""
-    if not argument.strip():
-        raise argparse.ArgumentTypeError("is empty")
-    return Path(argument)
-
-
-def text(argument: str) -> str:
-    """A type for argparse: text that is valid in the terminal's encoding."""
-    if any("\ud800" <= character <= "\udfff" for character in argument):
-        raise argparse.ArgumentTypeError("is not valid UTF-8")
-    return argument
+share = checked(float, lambda argument: 0 <= float(argument) <= 1, "must be from 0 to 1")
+seed = checked(int, lambda argument: 0 <= int(argument) < 2**32, "must be from 0 to 4294967295")  # as torch takes it
+path = checked(Path, str.strip, "is empty")  # "" would be the current folder
+text = checked(str, lambda argument: not re.search("[\ud800-\udfff]", argument), "is not valid UTF-8")
 
 
 # -------------------------------------------------------------------------------------- files that are whole or absent
@@ -336,8 +319,9 @@ def shorten(items: list, limit: int = 3) -> str:
 
 
 def markdown(rows: list[dict]) -> str:
-    """Rows, dicts with the same keys, as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    """Rows as a Markdown table, with a column for every key of the first. A row that lacks one has an empty cell."""
+    lines = ["|" + "".join(f" {column} |" for column in rows[0]), "|---" * len(rows[0]) + "|"]
     for row in rows:
-        lines.append([str(cell) for cell in row.values()])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        cells = [str(row.get(column, "")).replace("|", r"\|") for column in rows[0]]
+        lines.append("|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""The machine: the names of its processors, and ways to be fast on each. Where one refuses, a sentence says so and the
-work is done without."""
+"""The machine: the names of its processors, and ways to be fast on each."""
 import platform
+import shutil
 import sys
 
 import torch
@@ -23,7 +23,9 @@ device_name.__name__ = "device"  # argparse: "invalid device value: 'abacus'"
 
 def default_device() -> str:
     """The fastest kind of processor that this machine has."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def fast_bf16(device: str) -> bool:
@@ -50,7 +52,10 @@ def to_device(tensor, device):
 
 
 def compile_layers(model):
-    """torch.compile each layer: they are alike, so the code is made once, where the whole model's would repeat it."""
+    """torch.compile each layer: they are alike, so the code is made once, where the whole model's would repeat it.
+    Raises ValueError if a CPU's code cannot be compiled here."""
+    if model.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("--compile on a CPU needs a C++ compiler, g++ or clang++; leave it out")
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
@@ -108,8 +113,8 @@ def reorder_weights_for_cpu(model, batch_size: int):
     """Put large weights in the order in which an x86 CPU's matrix kernel reads them. The model can only decode after.
 
     A step of decoding mostly reads the weights, and reads them up to twice as fast so. The matrices of queries, keys
-    and values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and where the
-    operator refuses (bf16 without AVX-512), nothing is done.
+    and values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and if
+    the operator refuses (bf16 without AVX-512), nothing is done.
     batch_size: how many sequences a step will have; oneDNN chooses the order for that number.
     """
     x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
@@ -117,7 +122,7 @@ def reorder_weights_for_cpu(model, batch_size: int):
         return model
 
     def reordered(*layers):
-        """A function that multiplies by the layers' weights, or None where there is no use or no way."""
+        """A function that multiplies by the layers' weights, or None if there is no use or no way."""
         weight = torch.cat([layer.weight.detach() for layer in layers])  # (out, in)
         if weight.numel() < 100_000:
             return None

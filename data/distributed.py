@@ -92,6 +92,15 @@ def gathered(tensors: dict) -> dict:
     return whole
 
 
+def placed_like(parameter, tensor):
+    """This rank's part of `tensor` if `parameter` is sharded over ranks, else all of it."""
+    if not hasattr(parameter, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # a second of importing, which only sharding needs
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 def shard(model, autocast: bool):
     """Split every layer's weights, gradients and moments over the ranks (FSDP2; Zhao et al., 2023).
 

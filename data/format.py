@@ -113,8 +113,7 @@ def set_apart(part: dict) -> dict:
 
 
 class Tokenizer:
-    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json (which
-    data/checkpoint.py checks).
+    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json.
 
     bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
     at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id.
@@ -202,10 +201,16 @@ def train_tokenizer(texts, vocab_size: int) -> BPE:
 
 
 def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The text that each token adds to those before it: leading spaces are there, and a special token has its name."""
+    """The text that each token adds to those before it: leading spaces are there, and a special token has its name.
+
+    A character that several tokens spell byte by byte comes with the last of them.
+    """
     texts, before = [], ""
     for n in range(1, len(ids) + 1):
         whole = tokenizer.bpe.decode(ids[:n], skip_special_tokens=False)
+        if whole.endswith("\ufffd") and n < len(ids):
+            texts.append("")
+            continue
         texts.append(whole[len(before):])
         before = whole
     return texts

@@ -15,9 +15,8 @@ import data.common  # before torch, whose threads it sets
 
 import pytest
 import torch
-from tokenizers import AddedToken, decoders, models, normalizers, trainers
-from tokenizers import Tokenizer as BPE
 
+from bpe import sentencepiece  # for several tests
 from data.format import Tokenizer
 from data.world import World
 from model import Config, Llama
@@ -44,20 +43,6 @@ def small_model():
         if weight.ndim == 2:
             weight.data.mul_(10)
     return model.eval()
-
-
-def sentencepiece(texts):
-    """A tokenizer as Llama-2's: "▁" for spaces and before every text, bytes for unknown characters."""
-    bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
-    special = [AddedToken(token, normalized=False, special=True) for token in ("<s>", "</s>", "<unk>")]
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=600, show_progress=False, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
-    file = json.loads(bpe.to_str())
-    del file["added_tokens"][len(special):]  # the trainer's only way to have bytes in the vocabulary
-    return BPE.from_str(json.dumps(file))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ Models and answers are made side by side, one thread each, and kept in out/lab (
 goes on where it was stopped.
 """
 import json
-import os
 import statistics
 import sys
 from dataclasses import asdict
@@ -16,12 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data import common  # first: Ctrl-C is quiet from here on
+from data.common import markdown, read_json, write_json
 from data.hub import model_folder
-from data.common import read_json, write_json
 from data.world import FAMILIES, NOVEL, World, load_world
 from generate import parse_rules
 from judge import win_rate
-from lab.lab import DOCUMENTS, ask, pretrain, side_by_side, tune
+from lab.lab import DOCUMENTS, ask, default_workers, grade_all, pretrain, side_by_side, tune
 from train import METHODS
 
 EPOCHS = (2, 5, 10)  # the paper's are 5, 7, 10, 15 and 20; here two can be enough
@@ -52,21 +51,56 @@ RULES_SWEPT = ["none", "all", *ABLATIONS]
 SWEPT = ("instruction", "response", "mbpp")  # the methods that the sweep tunes by
 
 
-def dialogues(world: World, method: str) -> list[list[dict]]:
-    return [row["messages"] for row in world.training_set(METHODS[method].file)]
-
-
 def answers(base: Path, world: World, method: str, epochs: int, seed: int, instructions: list[str],
             rules: tuple = (), penalise_prompt: bool = False) -> list[str]:
     """What the base model, or the model that a method makes of it, answers."""
-    model = base if method == "base" else tune(base, dialogues(world, method), epochs, seed,
-                                               blank=METHODS[method].blank)
+    model = base
+    if method != "base":
+        dialogues = [row["messages"] for row in world.training_set(METHODS[method].file)]
+        model = tune(base, dialogues, epochs, seed, blank=METHODS[method].blank)
     return ask(model, instructions, rules, penalise_prompt)
 
 
 def graded(world: World, tasks: list, outputs: list[str]) -> tuple[list[float], list[float]]:
-    """(contents, grades) of the answers to some tasks."""
-    return tuple(map(list, zip(*(world.grade(task, output) for task, output in zip(tasks, outputs)))))
+    """(contents, grades) of the answers to tasks, each from 0 to 1."""
+    contents, grades = zip(*grade_all(world, tasks, outputs))
+    return list(contents), list(grades)
+
+
+def win_rate_by_grades(grades: list[float], reference: list[float], questions: list[str]) -> tuple[float, float]:
+    """The win rate and its error, both in percent, over the questions whose family has a dose.
+
+    A preference is 0.5 + 0.5 * the difference of the two grades.
+    """
+    preferences = []
+    for ours, theirs, family in zip(grades, reference, questions):
+        if family in FAMILIES:
+            preferences.append(0.5 + 0.5 * (ours - theirs))
+    return win_rate(preferences)
+
+
+def choose_epochs(base: Path, world: World, workers: int, seed: int) -> dict[str, int]:
+    """The number among EPOCHS that is best on val, for each method."""
+    val = world.evaluation_sets()["val"]
+    instructions, jobs = [task.instruction for task in val], {}
+    for epochs in reversed(EPOCHS):
+        for method in TUNED:
+            jobs[method, f"{epochs} epochs"] = (epochs + 1, answers, base, world, method, epochs, seed, instructions)
+    outputs = side_by_side(jobs, workers)
+
+    # The best mean grade is the best win rate over any reference.
+    chosen = {}
+    for method in TUNED:
+        chosen[method] = max(EPOCHS, key=lambda epochs: statistics.mean(
+            graded(world, val, outputs[method, f"{epochs} epochs"])[1]))
+    return chosen
+
+
+def job_name(method: str, rules: str, penalise_prompt: bool, seed: int) -> str:
+    """The untuned base has no seed: it is asked once."""
+    if method == "base":
+        return f"base, rules {rules}" + ", prompt too" * penalise_prompt
+    return f"{method}, seed {seed}"
 
 
 def table(base: Path, world: World, workers: int, seeds: tuple = (1, 2, 3)) -> dict:
@@ -76,41 +110,39 @@ def table(base: Path, world: World, workers: int, seeds: tuple = (1, 2, 3)) -> d
     each, with the win rates of its finetuning seeds over all families that have a dose, and the mean content and
     grade (0 to 1) of the answers to each question. seeds: of finetuning; epochs are chosen with the first.
     """
-    sets = world.evaluation_sets()
-    val, tasks = sets["val"], sets["eval"] + sets["novel"]
-    short, long = ([task.instruction for task in some] for some in (val, tasks))
-
     print("choosing epochs on val", file=sys.stderr)
-    tried = {f"{method}, {epochs} epochs": (method, epochs) for epochs in reversed(EPOCHS) for method in TUNED}
-    outputs = side_by_side({name: (epochs + 1, answers, base, world, method, epochs, seeds[0], short)
-                            for name, (method, epochs) in tried.items()}, workers)
-    # A preference is half the difference of two grades, so the best mean grade is the best win rate over any reference.
-    val_grade = {tried[name]: statistics.mean(graded(world, val, output)[1]) for name, output in outputs.items()}
-    chosen = {method: max(EPOCHS, key=lambda epochs: val_grade[method, epochs]) for method in TUNED}
+    chosen = choose_epochs(base, world, workers, seeds[0])
     print("chose " + ", ".join(f"{method} {epochs}" for method, epochs in chosen.items()), file=sys.stderr)
 
-    def name(method, rules, prompt, seed):
-        if method == "base":
-            return f"base, rules {rules}{', prompt too' if prompt else ''}"
-        return f"{method}, seed {seed}"
+    # The answers of every entry with every seed, and their grades.
+    sets = world.evaluation_sets()
+    tasks, jobs = sets["eval"] + sets["novel"], {}
+    instructions, questions = [task.instruction for task in tasks], [task.family for task in tasks]
+    for method, rules, penalise_prompt, *_ in ENTRIES:
+        epochs = chosen.get(method)
+        for seed in seeds:
+            jobs[job_name(method, rules, penalise_prompt, seed)] = (
+                (epochs or 0) + 3, answers, base, world, method, epochs, seed, instructions, parse_rules(rules),
+                penalise_prompt)
+    outputs = side_by_side(jobs, workers)
+    runs = {name: graded(world, tasks, output) for name, output in outputs.items()}
 
-    outputs = side_by_side({name(method, rules, prompt, seed): (
-        chosen.get(method, 0) + 3, answers, base, world, method, chosen.get(method), seed, long, parse_rules(rules),
-        prompt) for method, rules, prompt, *_ in ENTRIES for seed in seeds}, workers)
-    runs = {who: graded(world, tasks, output) for who, output in outputs.items()}
+    # Each seed is compared with the instruction-tuned model of the same seed.
+    rows = []
+    for method, rules, penalise_prompt, words, llama, olmo in ENTRIES:
+        contents, grades = zip(*(runs[job_name(method, rules, penalise_prompt, seed)] for seed in seeds))
+        rates = [win_rate_by_grades(ours, runs[f"instruction, seed {seed}"][1], questions)[0]
+                 for ours, seed in zip(grades, seeds)]
+        rows.append({"method": method, "rules": rules, "penalise_prompt": penalise_prompt,
+                     "epochs": chosen.get(method), "words": words, "llama": llama, "olmo": olmo,
+                     "win_rates": [round(rate, 3) for rate in rates],
+                     "contents": mean_over_seeds(contents), "grades": mean_over_seeds(grades)})
+    return {"world": json.loads(json.dumps(asdict(world))), "doses": world.doses, "questions": questions, "rows": rows}
 
-    known, rows = [task.family in FAMILIES for task in tasks], []
-    for method, rules, prompt, words, llama, olmo in ENTRIES:
-        tuned = [runs[name(method, rules, prompt, seed)] for seed in seeds]
-        rates = [win_rate([0.5 + 0.5 * (g - r) for g, r, ok in
-                           zip(grades, runs[f"instruction, seed {seed}"][1], known) if ok])[0]
-                 for (_, grades), seed in zip(tuned, seeds)]
-        contents, grades = ([round(statistics.mean(one), 3) for one in zip(*column)] for column in zip(*tuned))
-        rows.append({"method": method, "rules": rules, "penalise_prompt": prompt, "epochs": chosen.get(method),
-                     "words": words, "llama": llama, "olmo": olmo, "win_rates": [round(rate, 3) for rate in rates],
-                     "contents": contents, "grades": grades})
-    return {"world": json.loads(json.dumps(asdict(world))), "doses": world.doses,
-            "questions": [task.family for task in tasks], "rows": rows}
+
+def mean_over_seeds(values) -> list[float]:
+    """The mean for each question of values (seeds, questions)."""
+    return [round(statistics.mean(column), 3) for column in zip(*values)]
 
 
 def beside(result: dict) -> list[dict]:
@@ -129,34 +161,31 @@ def percent(row: dict, column: str, questions: list[str], families) -> float:
 
 def table_markdown(results: list[dict]) -> str:
     """The paper's tables: of results[0], a base, and beside it the mean over all results' bases."""
-    lines = ["| win rate against instruction tuning, % | this base, ± over seeds "
-             f"| {len(results)} bases, ± over bases "
-             "| right | right and no more | novel families, right | epochs | Llama-2-7B | OLMo-7B |", "|---" * 9 + "|"]
+    title, cells, questions = "win rate against instruction tuning, %", [], results[0]["questions"]
     for i, row in enumerate(results[0]["rows"]):
         if row["penalise_prompt"] and not results[0]["rows"][i - 1]["penalise_prompt"]:
-            lines.append("| *rule 3 as in the authors' code: the prompt's tokens, too* |" + " |" * 8)
-        rates, questions = [result["rows"][i]["win_rates"] for result in results], results[0]["questions"]
-        cells = [row["words"], mean_sd(rates[0]), mean_sd([statistics.mean(rate) for rate in rates])]
-        cells += [f"{percent(row, column, questions, families):.1f}" for column, families in (
-            ("contents", FAMILIES), ("grades", FAMILIES), ("contents", NOVEL))]
-        lines.append(f"| {' | '.join(cells)} | {row['epochs'] or '–'} | {row['llama']} | {row['olmo']} |")
-    return "\n".join(lines)
-
-
-def dose(result: dict, family: str) -> str:
-    return f"{result['doses'][family]:.2f}" if family in result["doses"] else "novel"
+            cells.append({title: "*rule 3 as in the authors' code: the prompt's tokens, too*"})
+        rates = [result["rows"][i]["win_rates"] for result in results]
+        cells.append({
+            title: row["words"], "this base, ± over seeds": mean_sd(rates[0]),
+            f"{len(results)} bases, ± over bases": mean_sd([statistics.mean(rate) for rate in rates]),
+            "right": f"{percent(row, 'contents', questions, FAMILIES):.1f}",
+            "right and no more": f"{percent(row, 'grades', questions, FAMILIES):.1f}",
+            "novel families, right": f"{percent(row, 'contents', questions, NOVEL):.1f}",
+            "epochs": row["epochs"] or "–", "Llama-2-7B": row["llama"], "OLMo-7B": row["olmo"]})
+    return markdown(cells)
 
 
 def doses_markdown(result: dict) -> str:
     """Right content by family, in the order of the doses."""
-    families = sorted(result["doses"], key=result["doses"].get) + NOVEL
-    lines = ["| right answers, % | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|",
-             "| dose | " + " | ".join(dose(result, family) for family in families) + " |"]
+    title, doses = "right answers, %", result["doses"]
+    families = sorted(doses, key=doses.get) + NOVEL
+    cells = [{title: "dose"} | {family: f"{doses[family]:.2f}" if family in doses else "novel" for family in families}]
     for row in result["rows"]:
-        words = row["words"] + (" (code's rule 3)" if row["penalise_prompt"] else "")
-        cells = [f"{percent(row, 'contents', result['questions'], [family]):.0f}" for family in families]
-        lines.append(f"| {words} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        words = row["words"] + " (code's rule 3)" * row["penalise_prompt"]
+        cells.append({title: words} | {
+            family: f"{percent(row, 'contents', result['questions'], [family]):.0f}" for family in families})
+    return markdown(cells)
 
 
 def differences(result: dict) -> str:
@@ -165,35 +194,38 @@ def differences(result: dict) -> str:
               if row["method"] == "base" and not row["penalise_prompt"]}
     words, lines = ABLATIONS | {"all": "all three rules", "none": "the base"}, []
     for a, b in [("all", ablation) for ablation in ABLATIONS] + [(ablation, "none") for ablation in ABLATIONS]:
-        rate, error = win_rate([0.5 * (x - y) for x, y, family in zip(grades[a], grades[b], result["questions"])
-                                if family in FAMILIES])
-        lines.append(f"{words[a]} against {words[b]}: {rate:+.1f} ± {error:.1f} (standard error)")
+        rate, error = win_rate_by_grades(grades[a], grades[b], result["questions"])
+        lines.append(f"{words[a]} against {words[b]}: {rate - 50:+.1f} ± {error:.1f} (standard error)")
     return "\n".join(lines)
 
 
 def setting(config: Path, share_answered: float) -> dict:
     """A base of the world with this share of answered pages, and its win rates, contents and grades in percent."""
     world = World(share_answered=share_answered)
-    tasks = world.evaluation_sets()["eval"]
-    base, instructions = pretrain(config, world, DOCUMENTS), [task.instruction for task in tasks]
+    base, tasks = pretrain(config, world, DOCUMENTS), world.evaluation_sets()["eval"]
+    instructions = [task.instruction for task in tasks]
     outputs = {f"base, rules {rules}": ask(base, instructions, parse_rules(rules)) for rules in RULES_SWEPT}
-    outputs |= {method: answers(base, world, method, METHODS[method].epochs, 1, instructions)
-                for method in SWEPT}
-    means = {who: [100 * statistics.mean(column) for column in graded(world, tasks, output)]
-             for who, output in outputs.items()}
-    return {"share_answered": share_answered,
-            "win_rate": {who: round(50 + (mean[1] - means["instruction"][1]) / 2, 2) for who, mean in means.items()},
-            "content": {who: round(content, 2) for who, (content, _) in means.items()},
-            "grade": {who: round(grade, 2) for who, (_, grade) in means.items()}}
+    for method in SWEPT:
+        outputs[method] = answers(base, world, method, METHODS[method].epochs, 1, instructions)
+    content, grade = {}, {}
+    for name, output in outputs.items():
+        content[name], grade[name] = (100 * statistics.mean(column) for column in graded(world, tasks, output))
+    rates = {name: 50 + (mean - grade["instruction"]) / 2 for name, mean in grade.items()}
+    return {"share_answered": share_answered, "win_rate": rounded(rates), "content": rounded(content),
+            "grade": rounded(grade)}
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in values.items()}
 
 
 def sweep_markdown(rows: list[dict]) -> str:
-    columns = [column for column in rows[0]["win_rate"] if column != "instruction"]
-    lines = ["| answered | " + " | ".join(columns) + " | instruction, right |", "|---" * (len(columns) + 2) + "|"]
+    cells = []
     for row in rows:
-        rates = " | ".join(f"{row['win_rate'][column]:.1f}" for column in columns)
-        lines.append(f"| {row['share_answered']} | {rates} | {row['content']['instruction']:.1f} |")
-    return "\n".join(lines)
+        rates = {name: f"{rate:.1f}" for name, rate in row["win_rate"].items() if name != "instruction"}
+        right = f"{row['content']['instruction']:.1f}"
+        cells.append({"answered": row["share_answered"], **rates, "instruction, right": right})
+    return markdown(cells)
 
 
 def bundled(rows: list[dict]) -> dict:
@@ -203,8 +235,9 @@ def bundled(rows: list[dict]) -> dict:
     the one where response tuning and the three rules win most together. Where there is none, the lowest grade.
     """
     quiet = [row for row in rows if row["grade"]["base, rules none"] < 5 and row["content"]["instruction"] >= 80]
-    return (max(quiet, key=lambda row: row["win_rate"]["response"] + row["win_rate"]["base, rules all"]) if quiet
-            else min(rows, key=lambda row: row["grade"]["base, rules none"]))
+    if not quiet:
+        return min(rows, key=lambda row: row["grade"]["base, rules none"])
+    return max(quiet, key=lambda row: row["win_rate"]["response"] + row["win_rate"]["base, rules all"])
 
 
 def main():
@@ -213,7 +246,7 @@ def main():
     parser.add_argument("--model", default="data/tiny",
                         help="the base model; for the sweep, the folder of its config.json")
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="the folder of the base's world.json")
-    parser.add_argument("--workers", type=common.positive(int), default=min(common.n_processors(), 8),
+    parser.add_argument("--workers", type=common.positive(int), default=default_workers(),
                         help="processes side by side")
     parser.add_argument("--seeds", type=common.positive(int), default=3, help="of finetuning, for the table")
     args = parser.parse_args()

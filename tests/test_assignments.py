@@ -1,18 +1,17 @@
-"""tests/assignments: the reference has full marks and the starter none; a planted mistake costs its own question alone.
+"""tests/assignments: the reference has full marks and the starter none; a planted mistake costs its own points only.
 
 The grader outlives submissions that do not answer but loop, forge, steal or crash.
 """
-import io
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
-import tarfile
-import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, command
 
@@ -20,29 +19,31 @@ HERE = ROOT / "tests" / "assignments"
 sys.path.append(str(HERE))
 import cases
 import check
-import compare
 import experiment
+import fence
 import grade
 import hand_out
-import plain
 import planted
 import source
-from run_cases import Runner
+import tolerance
+from runner import Runner
 from table import ASSIGNMENTS
+from unpack import read_submission
 
 CODED = [ASSIGNMENTS[n] for n in (1, 2, 3, 4)]
+SEED = 2**64 - 1
 
 
 @pytest.fixture(scope="module")
 def runner():
     with Runner() as runner:
-        runner.start()
         yield runner
 
 
 @pytest.fixture(scope="module")
 def graders(runner):
-    return {a.number: grade.Grader(a, 5, runner) for a in CODED}
+    """Graders that trust the submission, so that all share one process."""
+    return {a.number: grade.Grader(a, SEED, runner, lambda: nullcontext(runner)) for a in ASSIGNMENTS.values()}
 
 
 @pytest.fixture(scope="module")
@@ -50,205 +51,275 @@ def handouts(runner):
     return {a.number: hand_out.handout(a, runner) for a in ASSIGNMENTS.values()}
 
 
-def total(results):
-    return sum(row["score"] for row in results["tests"]), sum(row["max_score"] for row in results["tests"])
+def reference(number):
+    return {file: hand_out.clean_files(ASSIGNMENTS[number])[file] for file in ASSIGNMENTS[number].files}
+
+
+def scores(results):
+    """{question's number: points}"""
+    found = {}
+    for row in results["tests"]:
+        found[row["number"]] = round(found.get(row["number"], 0) + row["score"], 2)
+    return found
+
+
+def write(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_the_reference_gets_everything_and_the_starter_nothing(graders, tmp_path, number):
-    path = tmp_path / "results.json"
-    assert total(graders[number].grade(hand_out.clean_files(ASSIGNMENTS[number]), path)) == pytest.approx((100, 100))
-    results = graders[number].grade(hand_out.starter(ASSIGNMENTS[number]), path)
-    assert total(results) == pytest.approx((0, 100)) and results["output"] == ""
-    assert all("is not written yet" in row["output"] for row in results["tests"])
+    results = graders[number].grade(reference(number), [], tmp_path / "results.json")
+    assert sum(scores(results).values()) == pytest.approx(100)
+    results = graders[number].grade(hand_out.starter(ASSIGNMENTS[number]), [], tmp_path / "results.json")
+    assert sum(scores(results).values()) == 0
+    assert all("is not written yet" in row["output"] for row in results["tests"] if row["visibility"] == "visible")
 
 
-@pytest.mark.parametrize("row", planted.WRONG + planted.RIGHT, ids=lambda row: f"{row[0]}: {row[1]}")
-def test_a_mistake_costs_its_own_question_alone(graders, tmp_path, row):
-    question, _, *edits = row
-    assignment, q = planted.question_of(question)
-    scores = planted.scores(graders[assignment.number].grade(planted.plant(question, *edits), tmp_path / "r.json"))
-    score, points = scores.pop(f"{assignment.number}.{assignment.questions.index(q) + 1}")
-    assert (score == points) == (row in planted.RIGHT)
-    assert all(other == full for other, full in scores.values())
+@pytest.mark.parametrize("question", ["accumulate_gradient", "attend", "generate"])
+def test_a_question_is_graded_alone(graders, tmp_path, question):
+    assignment, q = planted.QUESTIONS[question]
+    others = [name for name in assignment.functions(q.file) if name not in q.names]
+    files = {q.file: source.strip(reference(assignment.number)[q.file].decode(), others).encode()}
+    found = scores(graders[assignment.number].grade(files, [], tmp_path / "results.json"))
+    assert found.pop(f"{assignment.number}.{assignment.questions.index(q) + 1}") == q.points
+    assert set(found.values()) == {0}
 
 
-def test_every_question_has_points_cases_and_three_planted_mistakes_that_the_table_shows():
-    table = (HERE / "README.md").read_text()
+@pytest.mark.parametrize("row", planted.read(), ids=lambda row: f"{row.question}: {row.name}")
+def test_a_mistake_costs_points_and_another_right_way_none(graders, runner, row):
+    assignment, q = planted.QUESTIONS[row.question]
+    hidden = hand_out.cases_with_values(assignment, q, SEED, runner)
+    results = graders[assignment.number].run(
+        q, planted.plant(row.question, *row.edits), hidden, SEED, runner)
+    wrong = [said for said in tolerance.marks(hidden, results, q.tolerance) if said]
+    assert (not wrong) == (row.kind == "right"), wrong
+
+
+def test_every_question_has_points_cases_and_three_planted_mistakes():
+    wrong = [row.question for row in planted.read() if row.kind == "wrong"]
     for assignment in CODED:
         assert sum(q.points for q in assignment.questions) == 100
         for q in assignment.questions:
-            names = [row[1] for row in planted.WRONG if row[0] == q.name]
-            assert len(names) >= 3 and all(f" {q.name} | {name} | " in table for name in names)
-            file, function = q.functions[0].split(":")
-            text = source.strip((ROOT / file).read_text(), [function])
-            assert text.count("raise NotImplementedError\n") == 1 and cases.cases_of(q.name, 3)
+            assert wrong.count(q.name) >= 3 and cases.cases_of(q.name, 3)
 
 
-@pytest.fixture
-def strict(graders, runner, tmp_path):
-    """A grader of assignment 1 that gives less memory, once it has graded the reference."""
-    graders[1].grade(hand_out.clean_files(ASSIGNMENTS[1]), tmp_path / "reference.json")
-    before, (runner.seconds, runner.memory) = (runner.seconds, runner.memory), (runner.seconds, 1 << 30)
-    yield graders[1]
-    runner.seconds, runner.memory = before
+def said_of(grader, runner, files, question="learning_rate"):
+    """What stands beside the first case of a submission."""
+    assignment, q = planted.QUESTIONS[question]
+    visible = hand_out.cases_with_values(assignment, q, 0, grader.reference)[:1]
+    return tolerance.marks(visible, grader.run(q, files, visible, 0, runner), q.tolerance)[0]
 
 
-@pytest.mark.parametrize("what", planted.BAD)
-def test_what_is_no_answer_gets_nothing_and_a_clear_line(strict, runner, tmp_path, what):
-    body, said = planted.BAD[what]
+def learning_rate(body):
+    """A submission of assignment 1 with this in learning_rate's place."""
+    stripped = source.strip(reference(1)["train.py"].decode(), ["learning_rate"])
+    return {"train.py": stripped.replace("raise NotImplementedError", body).encode()}
+
+
+@pytest.mark.parametrize("submission, said", [
+    ("while True: pass", "took longer than"), ("x = bytearray(1 << 40)", "MemoryError"),
+    ("import torch; x = torch.ones(1 << 36)", "RuntimeError"), ("import sys; sys.exit(0)", "it called sys.exit"),
+    ("import os; os._exit(0)", "the process ended early"), ("return 'five'", "could not convert"),
+    ("import os; return float(os.environ['SEED'])", "KeyError"), ("print(1.0); return -1", "expected"),
+    ("open('x', 'w').write('1' * 99999)", "File too large"),
+    ("raise ValueError('\\033[2J' + 'x' * 999)", "ValueError: ?[2Jxxx"),
+    ("import os\n    while True: os.write(3, b'x' * 65536)", "its values are too long"),
+    # with all arguments: Python 3.13 does not count a call that leaves a default to itself, and runs out of memory
+    ("return learning_rate(step, n_steps, peak, schedule, warmup)", "RecursionError"),
+    (b"def learning_rate(:\n", "SyntaxError"), (b"\0" * 9, "null bytes"), (b"\xff\xfe", "SyntaxError"),
+    (b"((" * 9000, "too many nested"), (b"import sys; sys.exit()", "sys.exit"), (None, "train.py is not in"),
+    (b"def learning_rate():\n    pass\n", "TypeError"), (b"", "there is no function learning_rate"),
+], ids=lambda value: str(value)[:25])
+def test_what_is_no_answer_gets_a_clear_line(graders, runner, monkeypatch, submission, said):
+    monkeypatch.setattr(runner, "memory", 1 << 30)
     if said == "took longer than":  # the others must not fail for a busy machine's slowness
-        runner.seconds = 1.5
-    secret = Path(HERE, "cases.py").read_bytes()
-    results = strict.grade(planted.only_body("learning_rate", body), tmp_path / "r.json")
-    assert planted.scores(results)["1.4"] == (0, 15) and total(results) == pytest.approx((85, 100))
-    assert all(said in row["output"] for row in results["tests"] if row["number"] == "1.4"), results["tests"][-1]
-    assert Path(HERE, "cases.py").read_bytes() == secret
+        monkeypatch.setattr(runner, "seconds", 1)
+    files = learning_rate(submission) if isinstance(submission, str) else {"train.py": submission}
+    found = said_of(graders[1], runner, files if submission is not None else {})
+    assert said in found and len(found) <= 300
 
 
-@pytest.mark.parametrize("content, said", [
-    (b"def learning_rate(:\n", "train.py is no Python: "), (b"\0" * 9, "train.py is no Python"),
-    (b"\xff\xfe", "train.py is no Python"), (b"((" * 9000, "train.py is no Python"), (b"#" * 600_000, "longer than"),
-    (b"", "there is no function summed_loss"), (None, "train.py is not in the submission"),
-    (b"def learning_rate():\n    pass\n", "there is no function summed_loss"),
-])
-def test_what_is_no_python_gets_nothing_for_its_questions(strict, tmp_path, content, said):
-    files = {"data/format.py": hand_out.clean_files(ASSIGNMENTS[1])["data/format.py"], "train.py": content}
-    files = {name: data for name, data in files.items() if data is not None}
-    results = strict.grade(files, tmp_path / "r.json")
-    assert planted.scores(results)["1.1"] == (35, 35) and total(results)[0] == pytest.approx(35)
-    assert said in results["tests"][2]["output"]
-
-
-def test_helpers_come_along_and_other_changes_are_named_and_ignored(strict, tmp_path):
+def test_helpers_come_along(graders, runner):
     files = planted.plant("learning_rate", ("math.ceil(warmup * n_steps)", "up(warmup * n_steps)"))
-    text = files["train.py"].replace(b"def collate(batch: list, device):", b"def collate(batch: list, device, more=1):")
-    text = text.replace(b"import tempfile\n", b"import tempfile, operator\n")
-    files["train.py"] = b"from math import ceil\nSIZE = 7\n" + text + b"\ndef up(x): return operator.index(ceil(x))\n"
-    files |= {"conftest.py": b"", "tests/check/check.py": b"print('passed')"}
-    results = strict.grade(files, tmp_path / "r.json")
-    assert total(results) == pytest.approx((100, 100))
-    assert results["output"] == "Changed, and ignored: conftest.py, tests/check/check.py, train.py: collate."
+    files["train.py"] = b"from math import ceil\n" + files["train.py"] + b"\ndef up(x): return ceil(x)\n"
+    assert said_of(graders[1], runner, files) is None
+    files = planted.plant("RMSNorm", ("self.eps)", "self.small())"))
+    files["model.py"] = files["model.py"].replace(b"class RMSNorm(nn.Module):",
+                                                  b"class RMSNorm(nn.Module):\n    def small(self): return self.eps\n")
+    assert said_of(graders[2], runner, files, "RMSNorm") is None
 
 
-def test_results_are_gradescopes_and_written_after_every_question(strict, tmp_path, monkeypatch):
-    path, written = tmp_path / "results.json", []
-    real = grade.write_json
+def test_results_are_gradescopes_written_after_every_question_and_without_hidden_inputs(
+        graders, tmp_path, monkeypatch):
+    path, written, real = tmp_path / "results.json", [], grade.write_json
     monkeypatch.setattr(grade, "write_json", lambda path, value: real(path, value) or written.append(path.read_text()))
-    strict.grade(hand_out.clean_files(ASSIGNMENTS[1]), path)
+    graders[1].grade(learning_rate("raise ValueError((n_steps, peak))"), ["notes\033.txt"], path)
     assert [len(json.loads(text)["tests"]) for text in written] == [2, 4, 6, 8]
     results = json.loads(path.read_text())
-    assert isinstance(results["execution_time"], float) and {row["visibility"] for row in results["tests"]} == {
-        "visible", "after_published"}
+    assert results["output"] == "Not read: notes?.txt."
     assert all(row.keys() == {"score", "max_score", "output", "name", "number", "visibility", "status"}
                for row in results["tests"])
+    visible, hidden = results["tests"][-2:]
+    assert visible["visibility"] == "visible" and "ValueError: (" in visible["output"]
+    assert hidden["visibility"] == "after_published" and re.fullmatch(
+        r"0 of 7 cases right(\n[\w ',-]+: wrong){5}\nand 2 more", hidden["output"])
 
 
-def archives(folder, files):
-    """The same submission as people hand it in."""
-    with zipfile.ZipFile(folder / "plain.zip", "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    with zipfile.ZipFile(folder / "mac.zip", "w") as archive:
-        for name, data in files.items():
-            archive.writestr(f"my work/{name}", data)
-            archive.writestr(f"__MACOSX/my work/._{name}", b"\0")
-    for name, mode in (("a.tar.gz", "w:gz"), ("b.tar", "w"), ("no-ending", "w:xz")):
-        with tarfile.open(folder / name, mode) as archive:
-            for file, data in files.items():
-                info = tarfile.TarInfo(f"./x/{file}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    for name, rename in (("folder", lambda file: file), ("nested", lambda file: f"deep/{file}"),
-                         ("flat", os.path.basename)):
-        for file, data in files.items():
-            path = folder / name / rename(file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    return sorted(folder.iterdir())
+ATTACKS = '''
+    import gc, os, pathlib, resource, socket, sys, torch
+    def found_beside_main():
+        here = pathlib.Path(sys.modules["__main__"].__file__).parent
+        assert [path for path in here.rglob("*.py") if "math." + "ceil(warmup" in path.read_text(errors="replace")]
+    def read(path):
+        assert open(path).read()
+    def write(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
+    def through_a_folder():
+        assert os.open("train.py", os.O_RDONLY, dir_fd=os.open("ROOT", os.O_RDONLY))
+    def right_values():
+        assert [each for each in gc.get_objects() if isinstance(each, dict) and "right" in each and "inputs" in each]
+    attacks = [found_beside_main, through_a_folder, right_values, lambda: read("ROOT/train.py"),
+               lambda: read("SECRET"), lambda: torch.UntypedStorage.from_file("ROOT/train.py", False, 100),
+               lambda: write("train.py"), lambda: write("/tmp/x"), lambda: write("/dev/shm/x"), lambda: write("/x"),
+               lambda: write("ROOT/x"), lambda: socket.create_connection(("127.0.0.1", PORT), 1),
+               lambda: os.kill(GRADER, 0), lambda: resource.prlimit(GRADER, resource.RLIMIT_CPU, (1, 1))]
+    worked = []
+    for i, attack in enumerate(attacks):
+        try: attack()
+        except (OSError, RuntimeError, AssertionError): continue
+        worked.append(i)
+    raise ValueError(f"of {len(attacks)} attacks these worked: {worked}")'''
+
+OUTLIVE = '''
+    import os, signal, time
+    try:
+        if not os.fork():
+            os.setsid()
+            while True: time.sleep(1)
+    except OSError: pass
+    os.kill(os.getppid(), signal.SIGSTOP)
+    time.sleep(99)'''
+
+
+@pytest.fixture(scope="module")
+def fenced(request):
+    """Makes a Runner within bubblewrap; without that the test is skipped, and says so."""
+    try:
+        new_runner, said = fence.for_submissions(False, 30)
+        assert "within bubblewrap" in said
+    except (ValueError, AssertionError) as error:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\nhostile submissions are not tested here: {error or said}")
+        pytest.skip("no bubblewrap")
+    return new_runner
+
+
+def test_a_hostile_submission_finds_nothing_and_changes_nothing(graders, fenced, tmp_path):
+    (tmp_path / "secret").write_text("another's submission")
+    with socket.create_server(("127.0.0.1", 0)) as server, fenced() as runner:
+        body = ATTACKS
+        for name, value in (("ROOT", ROOT), ("SECRET", tmp_path / "secret"), ("PORT", server.getsockname()[1]),
+                            ("GRADER", os.getpid())):
+            body = body.replace(name, str(value))
+        assert "of 14 attacks these worked: []" in said_of(graders[1], runner, learning_rate(body))
+        assert said_of(graders[1], runner, reference(1)) is None
+
+
+def test_nothing_of_a_submission_outlives_its_question(graders, fenced):
+    with fenced(seconds=1) as runner:
+        found = said_of(graders[1], runner, learning_rate(OUTLIVE))
+        assert "took longer than 1 seconds" in found
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+    assert not [line for line in running if os.fsencode(runner.path) in line]
+
+
+def test_without_a_fence_the_grader_refuses_or_warns(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="bwrap.* is not installed, so a submission can read .*UNSAFE=1"):
+        fence.for_submissions(False, 30)
+    assert "can read the solutions" in fence.for_submissions(True, 30)[1]
+    monkeypatch.setattr(fence, "ROOT", tmp_path)
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    new_runner, said = fence.for_submissions(False, 30)
+    assert "as the user nobody" in said and new_runner.keywords["extra_groups"] == []
+
+
+def test_the_fence_hides_the_repository_and_binds_an_environment_in_it_back(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", f"{ROOT}/.venv")
+    words = fence.bubblewrap(Path("/work"))
+    hidden = words.index("--tmpfs")
+    assert words[hidden + 1] == str(ROOT) and "/usr" in words[:hidden] and f"{ROOT}/.venv" not in words[:hidden]
+    assert words[hidden + 2 : hidden + 5] == ["--ro-bind-try", f"{ROOT}/.venv", f"{ROOT}/.venv"]
+    assert not {"--bind", "--dev-bind", "--share-net"} & set(words) and "--unshare-all" in words
+    assert words[-6:] == ["--remount-ro", str(ROOT), "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def test_every_form_of_a_submission_is_read(tmp_path):
-    files = {name: b"x = 1\n" for name in ("data/format.py", "train.py")}
-    for path in archives(tmp_path, files):
-        found = grade.locate(grade.read_submission(path), ASSIGNMENTS[1].files)
-        assert {name: found.get(name) for name in files} == files, path
+    files, mac = {"data/format.py": b"x = 1\n", "train.py": b"y = 2\n"}, tmp_path / "mac"
+    write(mac, {"__MACOSX/._train.py": b"\0", "large.py": b"#" * (2 << 20)})
+    write(mac / "my work", files)
+    for kind in ("zip", "tar", "gztar", "xztar"):
+        shutil.make_archive(tmp_path / kind, kind, mac)
+    write(tmp_path / "nested/deep", files)
+    write(tmp_path / "flat", {os.path.basename(file): data for file, data in files.items()})
+    (tmp_path / "flat" / "model.py").symlink_to(ROOT / "model.py")
+    (tmp_path / "tar.tar").rename(tmp_path / "no-ending")
+    for path in tmp_path.iterdir():
+        assert read_submission(path, [*files, "model.py", "large.py"]) == (files, []), path
 
 
 def test_one_submission_is_known_from_many(tmp_path):
-    for name in ("alice/train.py", "bob/notes.txt", "one/in/data/format.py", "flat/format.py", "zips/a.zip"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
+    write(tmp_path, dict.fromkeys(("alice/train.py", "bob/notes.txt", "one/in/data/format.py", "flat/format.py",
+                                   "zips/a.zip"), b""))
     found = {path.name for path in tmp_path.iterdir() if grade.is_one(path, ASSIGNMENTS[1].files)}
     assert found == {"alice", "one", "flat"} and not grade.is_one(tmp_path, ASSIGNMENTS[1].files)
 
 
-def test_line_ends_and_a_byte_order_mark_are_no_change(graders, tmp_path):
-    files = {name: b"\xef\xbb\xbf" + hand_out.clean_files(ASSIGNMENTS[1])[name].replace(b"\n", b"\r\n")
-             for name in ASSIGNMENTS[1].files}
-    results = graders[1].grade(files, tmp_path / "r.json")
-    assert total(results)[0] == pytest.approx(100) and results["output"] == ""
+def test_what_cannot_be_read_gets_nothing_and_stops_nobody(graders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(graders[5], "experiment", lambda question, files: [grade.result_of("q", 10, [None], "visible")])
+    work, right = tmp_path / "work", {"prediction.md": b"x"}
+    write(work, {"torn.zip": b"PK\3\4 torn", "letter": b"Dear grader", "nothing/notes.txt": b"", "more/a.md": b""})
+    shutil.make_archive(work / "empty", "xztar", work / "more")
+    write(work / "more", right)
+    os.truncate(work / "more" / "a.md", 20 << 20)
+    shutil.make_archive(work / "bomb", "xztar", work / "more")
+    (work / "torn.tar.xz").write_bytes((work / "bomb.tar.xz").read_bytes()[:40])
+    os.mkfifo(work / "pipe")
+    (work / "zero").symlink_to("/dev/zero")
+    (work / "itself").symlink_to("itself")
+    write(Path(os.fsdecode(os.fsencode(work) + b"/\xff")), right)
+    grade.grade_many(graders[5], work, tmp_path / "out")
+    header, *rows = (line.split(",", 4) for line in (tmp_path / "out" / "grades.csv").read_text().splitlines())
+    assert header == ["submission", "total", "5.1", "5.2", "problem"]
+    assert {row[0] for row in rows if row[1] == "20.0"} == {"?", "more", "bomb.tar.xz"}
+    problems = {row[0]: row[4] for row in rows if row[1] == "0.0"}
+    assert problems.keys() == {
+        "torn.zip", "letter", "nothing", "empty.tar.xz", "torn.tar.xz", "pipe", "zero", "itself"}
+    assert all("hand in what make submission wrote" in problem for problem in problems.values())
 
 
-def test_links_and_large_files_are_not_read(tmp_path):
-    (tmp_path / "model.py").symlink_to(ROOT / "model.py")
-    (tmp_path / "large.py").write_bytes(b"#" * (2 << 20))
-    assert grade.read_submission(tmp_path) == {}
-
-
-@pytest.mark.parametrize("data", [b"", b"PK\3\4 torn", b"Dear grader, ...", os.urandom(999)])
-def test_what_is_no_archive_is_refused(tmp_path, data):
-    path = tmp_path / "work.zip"
-    path.write_bytes(data)
-    results = tmp_path / "results.json"
-    result = command("tests/assignments/grade.py", 1, path, "--results", results, "--seed", 3)
-    assert_refused(result, path, "no archive")
-    assert not results.exists()
-
-
-def test_mistakes_of_the_command_line_are_one_sentence(tmp_path, monkeypatch):
+def test_mistakes_of_the_command_line_are_one_sentence(tmp_path):
     grading, writing = "tests/assignments/grade.py", "tests/assignments/hand_out.py"
+    (tmp_path / "work.zip").write_bytes(os.urandom(99))
     assert_refused(command(grading, 1, tmp_path / "none.zip"), "none.zip", "does not exist")
+    assert_refused(command(grading, 1, tmp_path / "work.zip"), "work.zip", "no archive")
     assert_refused(command(grading, 7, tmp_path), "'7' is no assignment; they are 1, 2, 3, 4, 5")
     assert_refused(command(grading, 1, tmp_path, "--seed", 0), "--seed", "from 1")
-    assert_refused(command(grading, 1, tmp_path, "--seed", 3, "--results", tmp_path / "r.json"), tmp_path, "is empty")
+    assert_refused(command(grading, 5, tmp_path, "--results", tmp_path), "is a folder")
     (tmp_path / "seed").write_text("x")
-    assert_refused(command(grading, 1, tmp_path, "--results", tmp_path / "r.json"), tmp_path / "seed", "no number")
+    assert_refused(command(grading, 5, tmp_path, "--results", tmp_path / "r.json"), tmp_path / "seed", "no number")
     assert_refused(command(writing, "one", "--out", tmp_path), "'one' is no assignment")
     assert_refused(command(writing, 1, "--out", tmp_path), tmp_path, "not an empty folder")
     assert_refused(command(writing, 5, "--solution"), "no solution")
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(hand_out, "clean_files", interrupt)
-    assert command(writing, 1, "--solution").returncode in (0, 130)  # the script has its own copy of the name
-    monkeypatch.setattr(source, "strip", interrupt)
-    result = command(writing, 1, "--solution")
-    assert result.returncode == 130 and "interrupted" in result.stderr
-
-
-def test_many_submissions_make_one_table_and_a_broken_one_stops_nobody(strict, tmp_path, capsys):
-    work, out = tmp_path / "work", tmp_path / "out"
-    work.mkdir()
-    right = {file: hand_out.clean_files(ASSIGNMENTS[1])[file] for file in ASSIGNMENTS[1].files}
-    for name, files in (("alice", right), ("bob", hand_out.starter(ASSIGNMENTS[1])), ("dora", {"notes.txt": b""})):
-        for file, data in files.items():
-            path = work / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    (work / "carl.zip").write_bytes(b"PK\3\4 torn")
-    grade.grade_many(strict, work, out)
-    header, *rows = (line.split(",", 6) for line in (out / "grades.csv").read_text().splitlines())
-    assert header == ["submission", "total", "1.1", "1.2", "1.3", "1.4", "problem"]
-    assert [(row[0], float(row[1])) for row in rows] == [("alice", 100), ("bob", 0), ("carl.zip", 0), ("dora", 0)]
-    assert rows[0][6] == "" and "no archive" in rows[2][6] and "has none of" in rows[3][6]
-    assert json.loads((out / "alice.json").read_text())["tests"]
-
-
-def test_the_private_seed_is_drawn_once(tmp_path):
-    seed = grade.private_seed(tmp_path / "deep" / "seed")
-    assert seed >= 1 and grade.private_seed(tmp_path / "deep" / "seed") == seed
+def test_the_private_seed_is_drawn_once_and_has_64_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(grade.secrets, "randbits", lambda n: 2**n - 1)
+    assert grade.private_seed(tmp_path / "deep" / "seed") == SEED == grade.private_seed(tmp_path / "deep" / "seed")
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
@@ -259,64 +330,40 @@ def test_a_handout_stands_alone_and_gives_nothing_away(handouts, number):
     assert "{questions}" not in text and all(f"| {q.points} |" in text for q in assignment.questions)
     for name, data in files.items():
         if name in assignment.files and number != 5:
-            body = source.strip((ROOT / name).read_text(), assignment.functions(name))
-            n_stripped = body.count("raise NotImplementedError\n")
-            assert data.decode() == body and n_stripped == len(assignment.functions(name))
+            assert data.count(b"raise NotImplementedError\n") == len(assignment.functions(name))
         elif (ROOT / name).exists() and name not in ("README.md", "Makefile"):
             assert data == (ROOT / name).read_bytes()
-    handed = "\n".join(data.decode() for name, data in files.items() if name.endswith((".py", ".md", "Makefile")))
+    others = [name for name in files if name.endswith((".py", ".md", "Makefile")) and name not in assignment.files]
+    handed = b"\n".join(map(files.get, others)).decode()
     for line in hand_out.solution(assignment).splitlines() if number != 5 else ():
         if line.startswith("+ ") and len(line.strip("+ ")) > 45:
             assert line[1:].strip() not in handed
 
 
-def test_a_solution_is_what_the_starter_lacks(handouts):
-    lines = command("tests/assignments/hand_out.py", 2, "--solution").stdout.splitlines()
-    assert sum(line.startswith("-") and line.endswith("raise NotImplementedError") for line in lines) == 5
-    assert any(line.startswith("+    frequencies = ") for line in lines)
-
-
-def write(folder, files):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", [1, 3])
 def test_the_check_of_a_handout_knows_the_starter_from_the_solution(handouts, runner, tmp_path, capsys, number):
     write(tmp_path, handouts[number])
-    assignment = plain.loads((tmp_path / "tests" / "check" / "visible.json").read_bytes())
+    assignment = json.loads((tmp_path / "tests" / "check" / "visible.json").read_bytes())
     if number == 3:
         assert not check.check(assignment, tmp_path, runner)
         assert capsys.readouterr().out.count(": 0 of ") == 3
-    write(tmp_path, {file: (ROOT / file).read_bytes() for file in ASSIGNMENTS[number].files})
+    write(tmp_path, reference(number))
     assert check.check(assignment, tmp_path, runner)
-    assert check.check_files(assignment, tmp_path) == ASSIGNMENTS[number].files
     if number == 1:
-        write(tmp_path, planted.plant("summed_loss", ("labels[:, 1:]", "labels[:, :-1]")))
+        write(tmp_path, planted.plant("summed_loss", ("[*labels[1:], IGNORE]", "labels")))
         assert not check.check(assignment, tmp_path, runner)
-        assert ("accumulate_gradient: 0 of 7 cases right; it calls summed_loss, not right yet" in
-                capsys.readouterr().out)
+        assert "accumulate_gradient: 0 of 7 cases right; it calls summed_loss, not right yet" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-def test_make_submission_writes_the_archive_that_the_grader_takes(strict, handouts, tmp_path):
-    write(tmp_path, handouts[4])
-    write(tmp_path, {"judge.py": planted.plant("win_rate", ("ddof=1", "ddof=0"))["judge.py"]})
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+def test_make_submission_writes_the_archive_that_the_grader_takes(handouts, tmp_path):
+    write(tmp_path, handouts[4] | {"judge.py": planted.plant("win_rate", ("ddof=1", "ddof=0"))["judge.py"]})
     made = subprocess.run(["make", "submission", f"PYTHON={sys.executable}"], cwd=tmp_path, text=True,
-                          capture_output=True, env=environment)
+                          capture_output=True, env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"})
     assert made.returncode == 0, made.stderr
     assert "4.1 win_rate: 2 of 5 cases right" in made.stdout and "4.3 preference_for_second: 7 of 7" in made.stdout
-    assert "wrote assignment-4.zip with judge.py" in made.stdout and "not right yet" in made.stdout
-    assert grade.read_submission(tmp_path / "assignment-4.zip").keys() == {"judge.py"}
-    for old, new, said in (("def win_rate(preferences)", "def win_rate(p)", "take (preferences), found (p)"),
-                           ("def win_rate(preferences)", "def winrate(preferences)", "no such function"),
-                           ("import json", "import json(", "judge.py is no Python")):
-        write(tmp_path, {"judge.py": (ROOT / "judge.py").read_bytes().replace(old.encode(), new.encode())})
-        with pytest.raises(ValueError) as error:
-            check.check_files(plain.loads(handouts[4]["tests/check/visible.json"]), tmp_path)
-        assert said in str(error.value)
+    assert "wrote assignment-4.zip with judge.py" in made.stdout and "not all is right yet" in made.stdout
+    assert read_submission(tmp_path / "assignment-4.zip", ["judge.py"])[0].keys() == {"judge.py"}
 
 
 PREDICTION = (experiment.TEMPLATE.replace("Student:", "Student: Ada  Lovelace").replace("epoch:", "epoch: 1.5")
@@ -331,67 +378,37 @@ def run():
         for name, value in (("EXAMPLES", 24), ("EPOCHS", 1), ("MAX_NEW_TOKENS", 8)):
             patch.setattr(experiment, name, value)
         experiment.run.cache_clear()
-        seed = experiment.seed_of("Ada Lovelace")
-        result = {"seed": seed, "prediction_sha256": experiment.hash_of(PREDICTION.encode())} | experiment.run(seed)
-        yield {"prediction.md": PREDICTION.encode(), "result.json": json.dumps(result).encode()}
+        yield {"seed": experiment.seed_of(PREDICTION)} | experiment.run(experiment.seed_of(PREDICTION))
         experiment.run.cache_clear()
 
 
-@pytest.mark.parametrize("edit, lost", [
-    (lambda files, result: None, 0),
-    (lambda files, result: files.update({"prediction.md": experiment.TEMPLATE.encode()}), 50),
-    (lambda files, result: result.update(loss=result["loss"] * 1.1), 7.5),
-    (lambda files, result: result.update(seed=7), 30),
-    (lambda files, result: result.update(after={"stop": "all"}), 7.5),
-    (lambda files, result: result.update(data_sha256=""), 7.5), (lambda files, result: result.clear(), 35),
-    (lambda files, result: files.update({"prediction.md": PREDICTION.replace("1.5", "1.4").encode()}), 5),
-    (lambda files, result: files.update({"prediction.md": PREDICTION.replace("if ", "").encode()}), 10),
-    (lambda files, result: result.update(before=None), 7.5),
+@pytest.mark.parametrize("prediction, change, lost", [
+    (PREDICTION, {}, 0), (experiment.TEMPLATE, {}, 50), (PREDICTION, {"loss": 9}, 7.5), (PREDICTION, {"seed": 7}, 30),
+    (PREDICTION, {"loss": 10**400}, 7.5), (PREDICTION, {"after": {"stop": "all"}}, 7.5),
+    (PREDICTION, {"data_sha256": ""}, 7.5), (PREDICTION.replace("1.5", "1.4"), {}, 30),
+    (PREDICTION.replace("if ", ""), {}, 35), (PREDICTION, {"before": None}, 7.5),
 ])
-def test_an_experiment_is_compared_with_one_done_again(runner, run, tmp_path, edit, lost):
-    files, result = dict(run), json.loads(run["result.json"])
-    edit(files, result)
-    files["result.json"] = json.dumps(result).encode()
-    results = grade.Grader(ASSIGNMENTS[5], 5, runner).grade(files, tmp_path / "r.json")
-    assert total(results) == (50 - lost, 50)
-
-
-def test_an_experiment_that_is_not_begun_gets_nothing(runner, handouts, tmp_path):
-    results = grade.Grader(ASSIGNMENTS[5], 5, runner).grade(handouts[5], tmp_path / "r.json")
-    assert total(results) == (0, 50)
-    for junk in (b"[1]", b"{", b"\xff", b"[" * 99999):
+def test_an_experiment_is_compared_with_one_done_again(graders, run, tmp_path, prediction, change, lost):
+    files = {"prediction.md": prediction.encode(), "result.json": json.dumps(run | change).encode()}
+    assert sum(scores(graders[5].grade(files, [], tmp_path / "r.json")).values()) == 50 - lost
+    for junk in (b"[1]", b"{", b"\xff", b"[" * 99999, b"9" * 5000):
         assert experiment.read_result({"result.json": junk}) == {}
 
 
 def test_values_are_compared_by_shape_type_and_size():
-    right = {"x": np.array([1.0, 200.0]), "n": [1, None], "type": "torch.float32"}
-    assert compare.difference(right, plain.loads(plain.dumps(right)), 1e-4) is None
-    for noise, said in ((1e-6, None), (1e-2, "x[1]: expected 200, found 202")):
-        assert compare.difference(right, right | {"x": right["x"] * (1 + noise)}, 1e-4) == said
-    for other in ({"x": right["x"][None]}, {"x": np.array([1, np.nan])}, {"x": "passed"}, {"x": [1, None]},
-                  {"n": [1, 2]}, {"n": [True, None]}, {"n": [1.0, None]}, {"type": "torch.bfloat16"}, {"more": 1}):
-        assert compare.difference(right, right | other, 1e-4)
-    assert compare.difference([0.5, 1.0], [10**400, 1], 1e-4) and compare.difference(0.0, 1e-30, 1e-4)
+    right = {"x": [[1.0, 200.0]], "n": [1, None], "type": "torch.float32"}
+    assert tolerance.difference(right, right, 1e-4) is None
+    assert tolerance.difference(right, right | {"x": [[1.0, 200.0001]]}, 1e-4) is None
+    assert tolerance.difference(right, right | {"x": [[1.0, 202.0]]}, 1e-4) == "x[0, 1]: expected 200, found 202"
+    for other in ({"x": [1.0, 200.0]}, {"x": [[1, float("nan")]]}, {"x": "passed"}, {"x": [[1, None]]}, {"x": [[]]},
+                  {"x": [[1, 10**400]]}, {"x": [[1, True]]}, {"x": [[[[1.0]]]]}, {"n": [1, 2]}, {"n": [True, None]},
+                  {"n": [1.0, None]}, {"type": "torch.bfloat16"}, {"more": 1}):
+        assert tolerance.difference(right, right | other, 1e-4), other
+    assert tolerance.difference([], [], 0) is None and tolerance.difference(0.0, 1e-30, 1e-4)
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[" * 99999, '{"array": "AA", "dtype": "object", "shape": [1]}',
-    '{"array": 3, "dtype": "bool", "shape": []}',
-    '{"array": "", "dtype": "bool", "shape": [99]}', '{"array": "AA==", "dtype": "bool", "shape": ["x"]}',
-    '{"array": "AA==", "dtype": "bool", "shape": [1e999]}', "9" * 5000])
-def test_text_that_is_no_value_is_refused(text):
-    with pytest.raises(ValueError):
-        plain.loads(text)
-
-
-def test_strip_and_splice_keep_all_else():
+def test_strip_keeps_all_else():
     clean = 'class A:\n    """Doc."""\n\n    def f(self, x):  # note\n        # why\n        return x\n\n\nB = 1\n'
     assert source.strip(clean, ["A.f"]) == clean.replace("        # why\n        return x\n",
                                                          "        raise NotImplementedError\n")
-    theirs = source.parse("a.py", b"import math\nK = math.pi\nL = 5\nclass A:\n\tdef g(self): return 2\n"
-                                  b"\tdef f(self, x):\n\t\treturn self.g() * K\n")
-    text, space = source.splice(clean, theirs, ["A.f"]), {}
-    exec(text, space)  # the test's own text
-    assert space["A"]().f(1) == pytest.approx(6.2831853) and space["B"] == 1 and "L" not in space
-    with pytest.raises(LookupError, match="no function A.f"):
-        source.splice(clean, source.parse("a.py", b"def f(): pass"), ["A.f"])
+    assert source.find(clean, "A.g") is None

@@ -1,4 +1,5 @@
 """data/common.py: every command line ends as a user expects, and nothing good is lost when something goes wrong."""
+import ast
 import errno
 import io
 import math
@@ -205,3 +206,20 @@ def test_fingerprints_are_of_the_content(tmp_path):
 def test_times_and_lists_are_short():
     assert [clock(seconds) for seconds in (0, 61.4, 119.6, 3600)] == ["0:00", "1:01", "2:00", "60:00"]
     assert shorten(["a", "b", "c"]) == "a, b, c" and shorten(["a", "b", "c"], 1) == "a and 2 more"
+
+
+def test_every_file_imports_only_from_the_lines_above_its_own():
+    """README.md's list of the structure: no circle, and nothing imports upward."""
+    listing = (ROOT / "README.md").read_text().split("start at the end:\n\n```\n")[1].split("\n```")[0]
+    lines = [line.split("    ")[0].split() for line in listing.splitlines()]
+    paths = {path.stem: path for path in [*ROOT.glob("*.py"), *(ROOT / "data").glob("[a-z]*.py")]}
+    assert sorted(sum(lines, [])) == sorted(paths)
+    for i, names in enumerate(lines):
+        above = set(sum(lines[:i], []))
+        for name in names:
+            imported = set()
+            for node in ast.walk(ast.parse(paths[name].read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    modules = [alias.name for alias in node.names] if node.module == "data" else [node.module]
+                    imported |= {module.removeprefix("data.") for module in modules}
+            assert imported & paths.keys() <= above, name

@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY
 
 import paper
-from data.format import Tokenizer
+from data.format import Tokenizer, dialogue
 from data.world import FAMILIES, World
 from lab.figures import RESULTS, dialogue_figure, dose_figure, figures, grades_by_dose, table_figure
 from lab.svg import WIDTH
@@ -42,17 +42,17 @@ def assert_legible(drawn: str):
     assert title.text and ground.attrib | {"fill": "#ffffff"} == ground.attrib
     assert float(ground.attrib["width"]) == WIDTH and float(ground.attrib["height"]) == height
     for part in parts:
-        at = part.attrib
-        xs = [float(at[name]) for name in ("x", "cx") if name in at]
-        ys = [float(at[name]) for name in ("y", "cy") if name in at]
-        if "width" in at:
-            xs, ys = xs + [xs[0] + float(at["width"])], ys + [ys[0] + float(at["height"])]
-        for x, y in re.findall(r"([-\d.]+),([-\d.]+)", at.get("points", "")):
+        box = part.attrib
+        xs = [float(box[name]) for name in ("x", "cx") if name in box]
+        ys = [float(box[name]) for name in ("y", "cy") if name in box]
+        if "width" in box:
+            xs, ys = xs + [xs[0] + float(box["width"])], ys + [ys[0] + float(box["height"])]
+        for x, y in re.findall(r"([-\d.]+),([-\d.]+)", box.get("points", "")):
             xs, ys = xs + [float(x)], ys + [float(y)]
-        if part.text and "monospace" not in str(at):  # a letter of the system's font is about 7 wide
+        if part.text and "monospace" not in str(box):  # a letter of the system's font is about 7 wide
             room = {"start": WIDTH - xs[0], "end": xs[0], "middle": 2 * min(xs[0], WIDTH - xs[0])}
-            assert 6.9 * len(part.text) <= room[at["text-anchor"]], part.text
-        assert all(0 <= x <= WIDTH for x in xs) and all(0 <= y <= height for y in ys), at
+            assert 6.9 * len(part.text) <= room[box["text-anchor"]], part.text
+        assert all(0 <= x <= WIDTH for x in xs) and all(0 <= y <= height for y in ys), box
 
 
 def test_figures_are_legible(results):
@@ -69,8 +69,7 @@ def test_the_doses_are_those_of_each_base(results):
 
 
 def test_the_dialogue_colours_the_response_and_its_eos_alone():
-    figure = ElementTree.fromstring(dialogue_figure(TOKENIZER, [
-        {"role": "user", "content": "Why <b>?"}, {"role": "assistant", "content": "So."}]))
+    figure = ElementTree.fromstring(dialogue_figure(TOKENIZER, dialogue("Why <b>?", "So.")))
     parts = list(figure)
     tokens = {color: "".join(word.text for box, word in zip(parts, parts[1:])
                              if box.get("fill") == color and word.get("font-family"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY, assert_refused, command
 
+from data import answer_key
 from data.common import write_json, write_jsonl
 from data.format import encode, encode_prompt
 from data.sources import difficulties, difficulties_of
@@ -99,7 +100,7 @@ def test_the_world_judges_preference_is_the_difference_of_grades_and_symmetric(t
     world = World()
     for task in tasks[:26]:
         right, ragged, wrong = task.response, task.response + "\nWhat else?", "I am not sure."
-        share = world.grade(task, ragged)[1]
+        share = answer_key.grade(world, task, ragged)[1]
         assert 0.5 < share < 1
         for a, b, expected in [(right, wrong, 1), (right, ragged, 1 - share / 2), (ragged, wrong, 0.5 + share / 2),
                                (right, right, 0.5), (wrong, wrong, 0.5)]:

@@ -68,3 +68,12 @@ def test_jobs_give_their_results_in_order_and_a_failed_one_its_error(capsys):
     assert len(lines) == 2 and "100 %" in lines[-1] and "0:00 left" in lines[-1]
     with pytest.raises(ValueError, match="the reason"):
         lab.side_by_side({"a": (1, slowly, 0), "b": (1, slowly, 0.1)}, 1)
+
+
+@pytest.mark.parametrize("free, processors, workers", [(16_000_000, 16, 8), (16_000_000, 2, 2), (2_100_000, 4, 3),
+                                                       (300_000, 4, 1)])
+def test_there_are_as_many_workers_as_the_free_memory_has_room_for(free, processors, workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "n_processors", lambda: processors)
+    (tmp_path / "meminfo").write_text(f"MemTotal:  99000000 kB\nMemFree:  1000 kB\nMemAvailable:  {free} kB\n")
+    assert lab.default_workers(tmp_path / "meminfo") == workers
+    assert lab.default_workers(tmp_path / "absent") == min(processors, 8)

@@ -60,7 +60,7 @@ def test_differences_are_paired_by_instruction():
     def row(rules, grades):
         return {"method": "base", "rules": rules, "penalise_prompt": False, "grades": grades}
 
-    rows = [row("none", [0, 0, 0, 9]), row("all", [1, 1, 0, 9])] + [row(some, [1, 0, 0, 9]) for some in paper.ABLATIONS]
+    rows = [row("none", [0, 0, 0, 9]), row("all", [1, 1, 0, 9])] + [row(name, [1, 0, 0, 9]) for name in paper.ABLATIONS]
     lines = paper.differences({"rows": rows, "questions": ["capital", "poem", "maths", "home"]}).splitlines()
     assert lines[0] == "all three rules against without rule 1 (EOS): +16.7 ± 16.7 (standard error)"
     assert lines[-1] == "without rule 2 (token changes) against the base: +16.7 ± 16.7 (standard error)"

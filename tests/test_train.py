@@ -309,10 +309,6 @@ def test_a_cluster_that_sets_rank_is_not_taken_for_torchrun(data, tmp_path, monk
     assert run(data, tmp_path / "out", "--epochs", 1).returncode == 0
 
 
-def test_lengths_that_the_context_cuts_are_said(data, tmp_path):
-    assert "--max-length 2048 becomes 256" in run(data, tmp_path / "out", "--epochs", 1).stdout
-
-
 def test_an_experiment_trains_in_its_own_process(small_model, examples):
     """A callback after each epoch, no files, no printing; a second half goes on as if there had been no break."""
     weights = {name: weight.clone() for name, weight in small_model.state_dict().items()}
@@ -449,13 +445,14 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_two_stopped(data, tmp_path
 
 def test_each_epoch_ends_with_the_loss_on_held_out_dialogues(data, tmp_path, tokenizer):
     """Their instructions are kept, whatever the method: against the mean of plain cross-entropies."""
-    rows = [{"instruction": "Why?", "response": "So."}, {"instruction": "Who?"}, {"instruction": "When?", "response": "1"}]
+    rows = [{"instruction": "Why?", "response": "So."}, {"instruction": "Who?"},
+            {"instruction": "When?", "response": "1"}]
     (data / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = run(data, tmp_path / "out")
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert len(record["loss"]) == 9 and len(record["held_out_loss"]) == 3
-    shown = [line.split()[-1] for line in result.stdout.splitlines() if "2 held-out dialogues" in line]
+    shown = [line.split()[-1] for line in result.stdout.splitlines() if "held-out" in line]
     assert shown == [f"{loss:.4f}" for loss in record["held_out_loss"]]
     model, losses = Llama.from_pretrained(tmp_path / "out"), []
     for row in (rows[0], rows[2]):
@@ -466,3 +463,8 @@ def test_each_epoch_ends_with_the_loss_on_held_out_dialogues(data, tmp_path, tok
     svg = ElementTree.parse(tmp_path / "out" / "loss.svg")
     points = [line.get("points").split() for line in svg.iter("{http://www.w3.org/2000/svg}polyline")]
     assert list(map(len, points)) == [9, 3] and points[0][-1].split(",")[0] == points[1][-1].split(",")[0]
+
+
+def test_compiling_without_a_compiler_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert_refused(run(data, tmp_path / "out", "--compile"), "--compile", "g++")

@@ -3,23 +3,24 @@
 Seed 0 is what the handout shows. Another seed is another world, other shapes, tokenizers, formats and constants of the
 same kinds, so hidden cases ask for nothing that visible ones do not.
 """
+import hashlib
 import json
 import math
 import random
 from functools import cache
 
 import numpy as np
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as BPE
 
+from bpe import byte_level, sentencepiece
 from data.world import World
 
+TOKENIZERS = ("bytes", "bytes-without-bos", "sentencepiece")
 PAPER = {"eos_slope": 15 / 250, "repeat_penalty": 1.5}
 
 
 def cases_of(question: str, seed: int) -> list[dict]:
     """[{"name", "call": a function of calls.py, "inputs"}, ...]"""
-    rng = np.random.RandomState(seed * 1009 + 7)
+    rng = np.random.RandomState(np.frombuffer(hashlib.sha256(f"{question} {seed}".encode()).digest(), np.uint32))
     return [{"name": name, "call": more[0] if more else question, "inputs": inputs}
             for name, inputs, *more in MAKERS[question](rng, seed)]
 
@@ -31,41 +32,11 @@ def files_of(assignment: int, seed: int) -> dict[str, bytes]:
         return {}
     texts, files = [json.dumps(row["messages"]) for row in World(seed=seed + 3).training_set("broad", 60)], {}
     texts += ["A: Two.\n\n\nQ: é 日 🙂\n" * 3, "A:  b\n\n\n\nb"] * 30
-    for name, kind, bos in (("bytes", byte_level, 0), ("bytes-without-bos", byte_level, None),
-                            ("sentencepiece", sentencepiece, 0)):
+    for name, kind, bos in zip(TOKENIZERS, (byte_level, byte_level, sentencepiece), (0, None, 0)):
         config = {"vocab_size": 700, "bos_token_id": bos, "eos_token_id": 1}
-        files[f"tokenizers/{named(name, seed)}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
-        files[f"tokenizers/{named(name, seed)}/config.json"] = json.dumps(config).encode()
+        files[f"tokenizers/{name}/tokenizer.json"] = kind(texts, 500 + seed % 50).to_str().encode()
+        files[f"tokenizers/{name}/config.json"] = json.dumps(config).encode()
     return files
-
-
-def named(tokenizer: str, seed: int) -> str:
-    """A tokenizer's folder, which stands in no output together with its seed."""
-    return tokenizer + "-hidden" * bool(seed)
-
-
-def byte_level(texts, size):
-    """As GPT-2's, but a merge may reach over the end of a line."""
-    bpe = BPE(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False, max_token_length=8))
-    return bpe
-
-
-def sentencepiece(texts, size):
-    """As Llama-2's: "▁" for spaces and before every text, bytes for unknown characters."""
-    bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)])
-    special = [AddedToken(token, normalized=False, special=True) for token in ("<s>", "</s>", "<unk>")]
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, show_progress=False, max_token_length=8,
-        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
-    return bpe
 
 
 def config(rng, **more):
@@ -87,35 +58,35 @@ def dialogue(*texts):
 
 def encode(rng, seed):
     rows = [row["messages"] for row in World(seed=seed + 3).training_set("broad", 12)]
-    tokenizers = [named(kind, seed) for kind in ("bytes", "bytes-without-bos", "sentencepiece")]
     end = ("Q", "Human", "Ask")[seed % 3]
     turns = rows[3] + rows[4] + rows[5]
-    for tokenizer, messages in zip(tokenizers, rows):
+    for tokenizer, messages in zip(TOKENIZERS, rows):
         yield f"one turn, {tokenizer}", dict(tokenizer=tokenizer, messages=messages, max_length=999)
-    for tokenizer in tokenizers:
+    for tokenizer in TOKENIZERS:
         yield f"three turns, {tokenizer}", dict(tokenizer=tokenizer, messages=turns, max_length=999)
-    yield "empty instructions", dict(tokenizer=tokenizers[0], messages=turns, max_length=999, blank=True)
+    yield "empty instructions", dict(tokenizer=TOKENIZERS[0], messages=turns, max_length=999, blank=True)
     strange = dialogue("  <|user|>\nWho? \n", "\n\nI said </s> and <s>.\n  é 日本 🙂 \n")
-    for tokenizer in tokenizers:
+    for tokenizer in TOKENIZERS:
         yield f"white space and strange text, {tokenizer}", dict(
             tokenizer=tokenizer, messages=strange, max_length=999)
         yield f"a format that ends in a space, {tokenizer}", dict(
             tokenizer=tokenizer, messages=dialogue("One?", "Two.", "b", "b"), max_length=999,
             prompt=f"{end}: {{instruction}}\nA: ")
-    yield "cut after the first response", dict(tokenizer=tokenizers[1], messages=turns, max_length=50)
-    for length in (1, 12, 33, 40 + seed % 9):
-        yield f"cut at {length} tokens", dict(tokenizer=tokenizers[0], messages=rows[6], max_length=length)
+    yield "cut after the first response", dict(tokenizer=TOKENIZERS[1], messages=turns, max_length=50)
+    for kind, length in (("one token", 1), ("early", 12), ("later", 33), ("late", 40 + seed % 9)):
+        yield f"cut, {kind}", dict(tokenizer=TOKENIZERS[0], messages=rows[6], max_length=length)
 
 
-def batch(rng, spec, lengths, scored):
-    """(ids, labels), padded on the right; a share of the labels is scored."""
-    width, V = max(lengths), spec["config"]["vocab_size"]
-    ids, labels = np.zeros((len(lengths), width), int), np.full((len(lengths), width), -100)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = rng.randint(2, V, length)
-        kept = rng.rand(length) < scored
-        labels[row, :length][kept] = ids[row, :length][kept]
-    return ids, labels
+def examples(rng, spec, lengths, scored: float):
+    """(ids, labels) pairs as lists; a share of the labels is scored. The second begins as the first does."""
+    pairs = []
+    for length in lengths:
+        ids = rng.randint(2, spec["config"]["vocab_size"], length + int(rng.randint(3)))
+        if len(pairs) == 1:
+            n_alike = min(len(ids), len(pairs[0][0]), 3)
+            ids[:n_alike] = pairs[0][0][:n_alike]
+        pairs.append([ids.tolist(), np.where(rng.rand(len(ids)) < scored, ids, -100).tolist()])
+    return pairs
 
 
 def summed_loss(rng, seed):
@@ -124,20 +95,19 @@ def summed_loss(rng, seed):
                                   ("few scored", [14, 6, 3, 20], 0.15), ("nothing scored", [4, 7], 0.0)]:
         for tied in (True, False):
             spec = model(rng, tie_word_embeddings=tied)
-            ids, labels = batch(rng, spec, [length + int(rng.randint(3)) for length in lengths], scored)
-            yield f"{name}, {'tied' if tied else 'own'} vocabulary matrix", dict(model=spec, ids=ids, labels=labels)
+            yield f"{name}, {'tied' if tied else 'own'} vocabulary matrix", dict(
+                model=spec, examples=examples(rng, spec, lengths, scored))
 
 
 def accumulate_gradient(rng, seed):
-    spec, examples = model(rng), []
+    spec, pairs = model(rng), []
     for length in [5, 9, 26, 3, 12, 18, 7]:
-        ids, labels = batch(rng, spec, [length + int(rng.randint(2))], rng.choice([0.2, 0.6, 0.9]))
-        labels[0, -1] = ids[0, -1]
-        examples.append([ids[0].tolist(), labels[0].tolist()])
+        [(ids, labels)] = examples(rng, spec, [length], rng.choice([0.2, 0.6, 0.9]))
+        pairs.append([ids, labels[:-1] + ids[-1:]])
     for budget in (10000, 60, 30, 20, 1):
-        yield f"cut into batches of at most {budget} tokens", dict(model=spec, examples=examples, token_budget=budget)
-    yield "one example", dict(model=spec, examples=examples[2:3], token_budget=100)
-    yield "two steps are added", dict(model=spec, examples=examples[:4], token_budget=25, times=2)
+        yield f"cut into batches of at most {budget} tokens", dict(model=spec, examples=pairs, token_budget=budget)
+    yield "one example", dict(model=spec, examples=pairs[2:3], token_budget=100)
+    yield "two steps are added", dict(model=spec, examples=pairs[:4], token_budget=25, times=2)
 
 
 def learning_rate(rng, seed):
@@ -200,16 +170,18 @@ def attend(rng, seed):
         q, k, v = (rng.randn(2, heads, T, D) * 2 for heads in (kv_heads * groups, kv_heads, kv_heads))
         yield f"causal, {name}", dict(q=q, k=k, v=v, mask=None, dtype=dtype)
         k, v = (rng.randn(2, kv_heads, T + 5, D) * 2 for _ in "kv")
-        lengths = np.array([2, 5])[:, None] + np.arange(T)  # (B, T)
-        mask = np.arange(T + 5) <= np.tile(lengths, groups)[..., None]  # (B, groups * T, S)
-        yield f"with a mask, {name}", dict(q=q, k=k, v=v, mask=mask[:, None], dtype=dtype)
+        lengths = np.array([2, 4])[:, None] + np.arange(T)  # (B, T)
+        mask = np.arange(T + 5) <= lengths[..., None]  # (B, T, S)
+        yield f"with a mask for each row, {name}", dict(q=q, k=k, v=v, mask=mask, dtype=dtype)
+        yield f"with one mask for all, {name}", dict(q=q, k=k, v=v, mask=mask[1:], dtype=dtype)
     yield from whole(rng, seed, checkpoint(seed, "smollm2", "mistral"))
 
 
 def MLP(rng, seed):
     for i in range(2):
         shape = config(rng)
-        yield f"shape {i + 1}", dict(x=rng.randn(2, 3, shape["hidden_size"]), config=shape, seed=seed + i)
+        yield f"shape {i + 1}", dict(
+            x=rng.randn(2, 3, shape["hidden_size"]), config=shape, seed=int(rng.randint(10**6)))
     yield from whole(rng, seed, checkpoint(seed, "olmo", "llama2"))
 
 
@@ -253,7 +225,7 @@ def generate(rng, seed):
     yield "sampled from a nucleus of one", dict(
         model=spec, prompts=ask(5, 2), max_new_tokens=12, temperature=1.0, top_p=1e-6)
     yield "longer than the cache is at first", dict(
-        model=spec, prompts=ask(11, 3), max_new_tokens=14 + seed % 9, cache_block=4)
+        model=spec, prompts=ask(11, 3), max_new_tokens=14 + seed % 9, block=4)
     small = model(rng, max_position_embeddings=24)
     yield "until the context is full", dict(model=small, prompts=ask(20, 5), max_new_tokens=99)
     yield "no room to answer", dict(model=small, prompts=ask(3, 24), max_new_tokens=4)
@@ -273,7 +245,7 @@ def win_rate(rng, seed):
 
 
 def length_controlled(rng, seed):
-    for n in (12, 40, 150):
+    for n in (12, 60):
         lengths, others = (rng.randint(20, size, n) for size in (900, 500))
         z = 1.5 * np.tanh((lengths - others) / 200) - 0.6 + rng.randn(n)
         p = (1 / (1 + np.exp(-z))).round(3)
@@ -325,17 +297,16 @@ def rank_responses(rng, seed):
     pairs += [[m["content"] for m in row["messages"]] for row in world.training_set("broad", 9)]
     rows = [[*pair, [other for _, other in mix.sample(pairs, 3)]] for pair in pairs]
     rows = [[asked, own, [text for text in rivals if text != own]] for asked, own, rivals in rows]
-    plain = named("bytes", seed)
-    for tokenizer in (plain, named("sentencepiece", seed)):
+    for tokenizer in ("bytes", "sentencepiece"):
         spec = model(rng, vocab_size=700, max_position_embeddings=220)
         yield f"a random model, {tokenizer}", dict(tokenizer=tokenizer, rows=rows, context=220, model=spec)
     a, b, c = world.subjects["countries"][:3]
     easy = [[a, a, [b, c]], [a, b, [a, b]], [c, c, [c]]]
-    yield "a model that repeats the prompt; ties", dict(tokenizer=plain, rows=easy, context=99)
+    yield "a model that repeats the prompt; ties", dict(tokenizer="bytes", rows=easy, context=99)
     long = [[b, b, [c, "long " * 60]], ["long " * 60, b, [a]], [a, "long " * 60, [b, c]]]
-    yield "texts that do not fit are left out", dict(tokenizer=plain, rows=easy + long, context=99)
-    yield "nothing fits", dict(tokenizer=plain, rows=long[1:], context=99)
-    yield "no finite likelihood", dict(tokenizer=plain, rows=easy, context=99, broken=True)
+    yield "texts that do not fit are left out", dict(tokenizer="bytes", rows=easy + long, context=99)
+    yield "nothing fits", dict(tokenizer="bytes", rows=long[1:], context=99)
+    yield "no finite likelihood", dict(tokenizer="bytes", rows=easy, context=99, broken=True)
 
 
 MAKERS = {maker.__name__: maker for maker in (

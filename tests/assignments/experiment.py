@@ -1,14 +1,14 @@
 """Assignment 5: response tuning in a world that the base model never read about. First predict, then run.
 
-    make experiment         # or: python tests/check/experiment.py, once prediction.md is filled in
-    make check              # is all there?  make submission: pack it
+    make experiment         # or: python tests/check/check.py, once prediction.md is filled in
+    make check              # is all there?
 
-Your name gives your world's seed. Training is 3 epochs on 300 responses without their instructions (section 3).
+The text of your prediction gives your world's seed: after the run it can no longer be changed. Training is 3 epochs on
+300 responses without their instructions (section 3).
 """
 import hashlib
 import re
 import sys
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -25,25 +25,24 @@ TEMPLATE = "# Prediction\n\nStudent:\n\n## Numbers\n\n" + "".join(f"- {name}:\n"
 LOSS_TOLERANCE, SHARE_TOLERANCE = 0.03, 10  # bf16 or fp32, and what follows from it: a share; points of a percentage
 
 
-def seed_of(student: str) -> int:
-    """The seed of a student's world, which nobody chooses."""
-    return 1000 + int(hashlib.sha256(" ".join(student.lower().split()).encode()).hexdigest(), 16) % 10**6
+def prediction_of(files: dict[str, bytes]) -> str:
+    return files.get("prediction.md", b"").decode(errors="replace").replace("\r\n", "\n")
 
 
-def student_of(prediction: str) -> str:
-    found = re.search(r"^Student:[ \t]*(\S.*)$", prediction, re.M)
-    if not found:
-        raise ValueError("prediction.md has no name after Student:")
-    return found[1].strip()
+def seed_of(prediction: str) -> int:
+    """The seed of the world in which a prediction is tested, which nobody chooses."""
+    return 1000 + int(hashlib.sha256(prediction.strip().encode()).hexdigest(), 16) % 10**6
 
 
-def missing(prediction: str) -> list[str | None]:
-    """What a prediction lacks, or None, for each of its parts."""
-    numbers = [re.search(rf"^- {re.escape(name)}:[ \t]*(\d+\.?\d*)", prediction, re.M) for name in NUMBERS]
-    said = ["not every number is predicted" if None in numbers else None]
+def check_prediction(files: dict[str, bytes]) -> list[str | None]:
+    """What is wrong with a prediction, or None, for each of its parts."""
+    prediction = prediction_of(files)
+    said = [None if re.search(r"^Student:[ \t]*\S", prediction, re.M) else "prediction.md has no name after Student:"]
+    numbers = [re.search(rf"^- {re.escape(name)}:[ \t]*\d", prediction, re.M) for name in NUMBERS]
+    said.append("not every number is predicted" if None in numbers else None)
     for section, words in WORDS.items():
-        text = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", prediction, re.M | re.S)
-        n = len(re.findall(r"\w+", re.sub(r"\(\d+ words or more\)", "", text[1]))) if text else 0
+        text = prediction.partition(f"## {section}\n")[2].partition("\n## ")[0]
+        n = len(re.findall(r"\w+", re.sub(r"\(\d+ words or more\)", "", text)))
         said.append(f"'{section}' has {n} words, expected {words} or more" if n < words else None)
     return said
 
@@ -51,11 +50,12 @@ def missing(prediction: str) -> list[str | None]:
 @cache
 def run(seed: int) -> dict:
     """The experiment: {"data_sha256", "loss", "before", "after"}, about 20 seconds on two cores."""
-    from data.format import PROMPT, Tokenizer, encode, encode_prompt  # here, since torch takes seconds to import
+    from data import answer_key  # here, since torch takes seconds to import
+    from data.format import PROMPT, Tokenizer, encode, encode_prompt
     from data.world import World
     from generate import generate
     from model import Llama
-    from train import train
+    from train import Hyperparameters, train
 
     world, path = World(seed=seed), ROOT / "data" / "tiny"
     model, tokenizer = Llama.from_pretrained(path), Tokenizer(path)
@@ -65,48 +65,38 @@ def run(seed: int) -> dict:
     def measured():
         prompts = [encode_prompt(tokenizer, task.instruction) for task in tasks]
         answers = generate(model, prompts, tokenizer.eos_id, MAX_NEW_TOKENS)
-        right = [world.grade(task, tokenizer.decode(ids))[0] == 1 for task, ids in zip(tasks, answers)]
+        right = [answer_key.grade(world, task, tokenizer.decode(ids))[0] == 1 for task, ids in zip(tasks, answers)]
         families = sorted({task.family for task, good in zip(tasks, right) if good})
         stopped = sum(len(ids) < MAX_NEW_TOKENS for ids in answers)
         return {"stop": 100 * stopped / len(tasks), "right": 100 * sum(right) / len(tasks), "right in": families}
 
     before = measured()
-    loss = train(model, examples, epochs=EPOCHS, lr=3e-4, batch_size=16, report=lambda line: None)
-    return {"data_sha256": digest([rows, PROMPT]), "loss": loss, "before": before, "after": measured()}
-
-
-def check_prediction(files: dict[str, bytes]) -> list[str | None]:
-    """What is wrong with a submitted prediction, or None, for each of its parts and for its time."""
-    data = files.get("prediction.md")
-    if data is None:
-        return ["prediction.md is not there"] * 4
-    said = missing(data.decode(errors="replace").replace("\r\n", "\n"))
-    recorded = read_result(files).get("prediction_sha256")
-    late = "prediction.md is not the one that the run began with" if recorded != hash_of(data) else None
-    return [*said, late]
+    hyper = Hyperparameters(EPOCHS, lr=3e-4, batch_size=16)
+    losses = train(model, examples, hyper, report=lambda line: None)
+    last_epoch = losses[-len(losses) // EPOCHS:]
+    return {"data_sha256": digest([rows, PROMPT]), "loss": sum(last_epoch) / len(last_epoch), "before": before,
+            "after": measured()}
 
 
 def check_run(files: dict[str, bytes]) -> list[str | None]:
     """What is wrong with a submitted result.json, or None, part by part: it is compared with a run done again."""
-    result = read_result(files)
-    try:
-        seed = seed_of(student_of(files.get("prediction.md", b"").decode(errors="replace")))
-    except ValueError as error:
-        return [str(error)] * 4
+    result, seed = read_result(files), seed_of(prediction_of(files))
     if result.get("seed") != seed:
-        return [f"result.json is of seed {result.get('seed')!r:.20}, and the name in prediction.md gives {seed}"] * 4
+        return [f"result.json is of the world {result.get('seed')!r:.20}, and the text of prediction.md gives {seed}; "
+                "so it is not the prediction that the run began with"] * 4
     again = run(seed)
     wrong = [None if result.get("data_sha256") == again["data_sha256"] else "it was trained on other data"]
     wrong.append(far("loss", result.get("loss"), again["loss"], LOSS_TOLERANCE * again["loss"]))
     for when in ("before", "after"):
         shares = result[when] if isinstance(result.get(when), dict) else {}
-        wrong.append(next(filter(None, (far(f"{when}: {name}", shares.get(name), again[when][name], SHARE_TOLERANCE)
-                                        for name in ("stop", "right"))), None))
+        said = [far(f"{when}: {name}", shares.get(name), again[when][name], SHARE_TOLERANCE)
+                for name in ("stop", "right")]
+        wrong.append(said[0] or said[1])
     return wrong
 
 
 def far(name, found, expected, tolerance) -> str | None:
-    if type(found) in (int, float) and abs(found - expected) <= tolerance:
+    if type(found) in (int, float) and expected - tolerance <= found <= expected + tolerance:
         return None
     return f"{name} is {found!r:.20}; done again it was {expected:.3f}"
 
@@ -115,36 +105,24 @@ def read_result(files: dict[str, bytes]) -> dict:
     try:
         result = parse_json(files.get("result.json", b""))
     except ValueError:
-        return {}
+        result = None
     return result if isinstance(result, dict) else {}
-
-
-def hash_of(data: bytes) -> str:
-    return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--check", action="store_true", help="is everything there? nothing is run")
-    parser.add_argument("--submission", action="store_true", help="pack prediction.md and result.json")
     args = parser.parse_args()
     files = {name: (ROOT / name).read_bytes() for name in ("prediction.md", "result.json") if (ROOT / name).exists()}
-    if args.check or args.submission:
-        wrong = [said for said in dict.fromkeys(check_prediction(files)) if said]
-        if wrong or not read_result(files):
-            raise ValueError("; ".join(wrong or ["result.json is not there; make experiment writes it"]))
-        if args.submission:
-            with zipfile.ZipFile(ROOT / "assignment-5.zip", "w") as archive:
-                for name, data in files.items():
-                    archive.writestr(name, data)
-        return print("wrote assignment-5.zip: hand in this file" if args.submission else "all is there")
-    prediction = files.get("prediction.md", b"").decode().replace("\r\n", "\n")
-    student, wrong = student_of(prediction), [said for said in missing(prediction) if said]
+    seed, wrong = seed_of(prediction_of(files)), [said for said in check_prediction(files) if said]
+    if args.check and not wrong and read_result(files).get("seed") != seed:
+        wrong = ["result.json is not there, or is not of this prediction; make experiment writes it"]
     if wrong:
-        raise ValueError(f"first the prediction: {'; '.join(wrong)}")
-    seed = seed_of(student)
-    print(f"{student}: the world of seed {seed}", flush=True)
-    result = {"student": student, "seed": seed, "prediction_sha256": hash_of(files["prediction.md"])} | run(seed)
+        raise ValueError("; ".join(wrong))
+    if args.check:
+        return print("all is there")
+    print(f"the world of seed {seed}", flush=True)
+    result = {"seed": seed} | run(seed)
     write_json(ROOT / "result.json", result)
     print(f"wrote result.json: loss {result['loss']:.3f}, before {result['before']}, after {result['after']}")
 

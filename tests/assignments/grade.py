@@ -1,160 +1,94 @@
-"""Grades submissions of an assignment: each question alone, in a fenced process, everything else from the clean tree.
+"""Grades submissions of an assignment: each question alone, in a process of its own, all else from the clean tree.
 
     make grade N=1 SUBMISSION=alice.zip [SEED=...] [RESULTS=...]     # an archive or a folder
     make grade N=1 SUBMISSION=folder-of-submissions                   # many: one CSV
 
 The results are in Gradescope's format. The hidden cases come from a private seed; without SEED it is drawn once and
-kept in out/grade/seed.
+kept in out/grade/seed. A submission's process has no right values, and it is gone before its grade is written.
 """
 import csv
 import secrets
 import sys
-import tarfile
-import time
-import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 from data import common
-from data.common import replacing, shorten, write_json, write_text
+from data.common import replacing, write_json, write_text
 
-import compare
 import experiment
+import fence
 import hand_out
-import source
-from run_cases import Runner
+import tolerance
+from runner import Runner
 from table import Assignment, Question
+from unpack import read_submission
 
 SHARE_VISIBLE = 0.4  # of a question's points; the rest is for hidden cases
-MOST_BYTES, MOST_FILES = 1 << 20, 5000  # of one file of a submission; of a submission
-
-
-def read_submission(path: Path) -> dict[str, bytes]:
-    """The files of an archive or folder, {name: content}: no links, nothing large, nothing unpacked to disk.
-
-    Raises ValueError where it is neither, FileNotFoundError where it is not there.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; SUBMISSION is an archive or a folder")
-    if path.is_dir():
-        found = (each for each in sorted(path.rglob("*")) if each.is_file() and not each.is_symlink())
-        members = ((each.relative_to(path).as_posix(), each.stat().st_size, each.read_bytes) for each in found)
-        return keep(members)
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return keep((info.filename, info.file_size, lambda info=info: archive.open(info).read(MOST_BYTES + 1))
-                            for info in archive.infolist() if not info.is_dir())
-        with tarfile.open(path) as archive:
-            return keep((info.name, info.size, lambda info=info: archive.extractfile(info).read(MOST_BYTES + 1))
-                        for info in archive if info.isfile())
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError, ValueError,
-            ArithmeticError, LookupError) as error:
-        kind = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ValueError(f"{path} is no archive ({kind}); hand in what make submission wrote") from None
-
-
-def keep(members) -> dict[str, bytes]:
-    files = {}
-    for name, size, read in members:
-        name = name.replace("\\", "/").removeprefix("./")
-        hidden = any(part.startswith((".", "__")) for part in name.split("/"))
-        if not hidden and size <= MOST_BYTES and len(files) < MOST_FILES:
-            files[name] = read()
-    return files
-
-
-def locate(files: dict[str, bytes], wanted: list[str]) -> dict[str, bytes]:
-    """A submission's files under their own names: without the folders around them, whatever these are called."""
-    roots = {name.removesuffix(file) for file in wanted for name in files if f"/{name}".endswith(f"/{file}")} or {""}
-    root = max(roots, key=lambda root: (sum(root + file in files for file in wanted), -root.count("/")))
-    found = {name.removeprefix(root): data for name, data in files.items() if name.startswith(root)}
-    for file in wanted:  # handed in one by one, without folders
-        if file not in found and Path(file).name in found:
-            found[file] = found.pop(Path(file).name)
-    return found
 
 
 class Grader:
-    """Grades submissions of one assignment with one private seed."""
+    """Grades submissions of one assignment with one private seed.
 
-    def __init__(self, assignment: Assignment, seed: int, runner: Runner):
-        self.assignment, self.seed, self.runner = assignment, seed, runner
-        self.seen = {}  # {the code that ran: what was wrong}
+    reference: runs the clean tree. new_runner: makes the Runner for a question of a submission.
+    """
 
-    def grade(self, submission: dict[str, bytes], path: Path) -> dict:
-        """Gradescope's results; written to `path` after every question."""
-        wanted, began = self.assignment.files, time.perf_counter()
-        files = locate(submission, wanted)
-        if not any(file in files for file in wanted):
-            raise ValueError(f"the submission has none of {', '.join(wanted)}; hand in what make submission wrote")
-        results = {"execution_time": 0.0, "output": self.ignored(files), "tests": []}
-        for number, question in enumerate(self.assignment.questions, 1):
-            for row in (self.visible_and_hidden if self.assignment.number != 5 else self.done_again)(question, files):
-                results["tests"].append(row | {"number": f"{self.assignment.number}.{number}"})
-            results["execution_time"] = round(time.perf_counter() - began, 2)
+    def __init__(self, assignment: Assignment, seed: int, reference: Runner, new_runner):
+        self.assignment, self.seed, self.reference, self.new_runner = assignment, seed, reference, new_runner
+        self.numbers = [f"{assignment.number}.{i}" for i in range(1, len(assignment.questions) + 1)]
+
+    def grade(self, files: dict[str, bytes], others: list[str], path: Path) -> dict:
+        """Gradescope's results, written to `path` after every question. others: names that are not read."""
+        if not files:
+            raise ValueError(f"the submission has none of {', '.join(self.assignment.files)}; "
+                             "hand in what make submission wrote")
+        output = tolerance.printable(f"Not read: {', '.join(others)}.") if others else ""
+        results = {"output": output, "tests": []}
+        for number, question in zip(self.numbers, self.assignment.questions):
+            rows = self.experiment(question, files) if self.assignment.number == 5 else self.rows(question, files)
+            results["tests"] += [row | {"number": number} for row in rows]
             write_json(path, results)
         return results
 
-    def visible_and_hidden(self, question: Question, files):
-        file = question.functions[0].split(":")[0]
-        parts = [hand_out.cases_with_values(self.assignment, question, seed, self.runner)
-                 for seed in (hand_out.VISIBLE, self.seed)]
-        try:
-            spliced = self.spliced(question, file, files)
-            if (question, spliced[file]) not in self.seen:
-                code = hand_out.code(self.assignment, hand_out.VISIBLE, self.seed)
-                results, _ = self.runner.run(code | spliced, sum(parts, []))
-                self.seen[question, spliced[file]] = compare.marks(sum(parts, []), results, question.tolerance)
-            wrong = self.seen[question, spliced[file]]
-        except (ValueError, LookupError, RecursionError) as error:
-            wrong = [str(error.args[0])] * len(sum(parts, []))
-        n, share = len(parts[0]), SHARE_VISIBLE
-        yield result_of(f"{question.name}, visible cases", question.points * share, wrong[:n], True)
-        yield result_of(f"{question.name}, hidden cases", question.points * (1 - share), wrong[n:], False)
-
-    def spliced(self, question: Question, file: str, files) -> dict[str, bytes]:
-        if file not in files:
-            raise LookupError(f"{file} is not in the submission")
-        tree = source.parse(file, files[file])
-        names = [function.split(":")[1] for function in question.functions]
-        names = names[:1] + [name for name in names[1:] if source.find(tree, name)]
-        clean = hand_out.clean_files(self.assignment)[file].decode()
-        try:
-            return {file: source.splice(clean, tree, names).encode("utf-8", "surrogatepass")}
-        except (LookupError, ValueError) as error:
-            raise LookupError(f"{file}: {error.args[0]}") from None
-
-    def done_again(self, question: Question, files):
+    def experiment(self, question: Question, files) -> list[dict]:
         wrong = getattr(experiment, f"check_{question.name}")(files)
-        yield result_of(question.name, question.points, wrong, True)
+        wrong = [said and tolerance.printable(said) for said in wrong]
+        return [result_of(question.name, question.points, wrong, "visible")]
 
-    def ignored(self, files: dict[str, bytes]) -> str:
-        """What else the submission changed. None of it is used."""
-        given = hand_out.handout(self.assignment, self.runner)
-        others = [name for name, data in files.items() if name not in self.assignment.files
-                  and given.get(name) != data]
-        for file in self.assignment.files if self.assignment.number != 5 else []:
-            try:
-                tree = source.parse(file, files.get(file, b""))
-                names = source.changed(given[file].decode(), tree, self.assignment.functions(file))
-            except (ValueError, RecursionError):
-                continue
-            if file in files and names:
-                others.append(f"{file}: {shorten(names, 5)}")
-        return f"Changed, and ignored: {shorten(others, 9)}." if others else ""
+    def rows(self, question: Question, files) -> list[dict]:
+        """The results of the visible and of the hidden cases, which run one after the other in one process.
+
+        Hidden inputs come to the process when the visible values have gone from it, and of hidden cases nothing is
+        shown but whether they are right. So no output that students see can hold a hidden input.
+        """
+        said = []
+        with self.new_runner() as runner:
+            for seed in (hand_out.VISIBLE, self.seed):
+                cases = hand_out.cases_with_values(self.assignment, question, seed, self.reference)
+                said.append(tolerance.marks(cases, self.run(question, files, cases, seed, runner), question.tolerance))
+                if seed != hand_out.VISIBLE:
+                    said[-1] = [text and f"{case['name']}: wrong" for case, text in zip(cases, said[-1])]
+        points = question.points * SHARE_VISIBLE
+        return [result_of(f"{question.name}, visible cases", points, said[0], "visible"),
+                result_of(f"{question.name}, hidden cases", question.points - points, said[1], "after_published")]
+
+    def run(self, question: Question, files, cases: list[dict], seed: int, runner: Runner) -> list[dict]:
+        """The values of a submission: the clean tree with the question's functions stripped, and the submitted file."""
+        file, all_names = question.file, self.assignment.functions(question.file)
+        if file not in files:
+            return [{"error": f"{file} is not in the submission, or is longer than a megabyte"}] * len(cases)
+        code = hand_out.code(self.assignment, seed) | {
+            file: hand_out.stripped(self.assignment, file, question.names), f"submission/{file}": files[file]}
+        others = [name for name in all_names if name not in question.names]
+        return runner.run(code, cases, {"file": file, "functions": question.names, "others": others})
 
 
-def result_of(name: str, points: float, wrong: list[str | None], visible: bool) -> dict:
+def result_of(name: str, points: float, wrong: list[str | None], visibility: str) -> dict:
     """One of Gradescope's tests. wrong: for each case what is wrong with it, or None."""
-    points = round(points, 2)
-    right, said = wrong.count(None), list(dict.fromkeys(filter(None, wrong)))
-    more = [f"and {len(said) - 5} more"] if len(said) > 5 else []
-    lines = [f"{right} of {len(wrong)} cases right", *said[:5], *more]
-    return {"name": name, "score": round(points * right / len(wrong), 2), "max_score": points,
-            "status": "passed" if right == len(wrong) else "failed", "output": "\n".join(lines),
-            "visibility": "visible" if visible else "after_published"}
+    points, share = round(points, 2), wrong.count(None) / len(wrong)
+    return {"name": name, "score": round(points * share, 2), "max_score": points,
+            "status": "passed" if share == 1 else "failed", "output": "\n".join(tolerance.summary(wrong)),
+            "visibility": visibility}
 
 
 def show(results: dict):
@@ -179,22 +113,23 @@ def is_one(folder: Path, wanted: list[str]) -> bool:
 
 def grade_many(grader: Grader, folder: Path, out: Path):
     """Grade everything in a folder: out/NAME.json for each, out/grades.csv for all."""
-    names, rows = [], []
+    names, rows = ["submission", "total", *grader.numbers, "problem"], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
+        shown = tolerance.printable(path.name)
+        row = {"submission": shown, "total": 0.0, "problem": ""}
         try:
-            results, problem = grader.grade(read_submission(path), out / f"{path.name}.json"), ""
+            submission = read_submission(path, grader.assignment.files)
+            for test in grader.grade(*submission, out / f"{path.name}.json")["tests"]:
+                row[test["number"]] = row.get(test["number"], 0) + test["score"]
+                row["total"] = round(row["total"] + test["score"], 2)
         except (ValueError, OSError) as error:
-            results, problem = {"tests": []}, str(error)
-        scores = {}
-        for row in results["tests"]:
-            scores[row["number"]] = scores.get(row["number"], 0) + row["score"]
-        names, total = list(dict.fromkeys([*names, *scores])), round(sum(scores.values()), 2)
-        rows.append({"submission": path.name, "total": total, "problem": problem} | scores)
-        print(f"{path.name:30} {total:6.2f}  {problem}", flush=True)
+            row["problem"] = tolerance.printable(str(error))
+        rows.append(row)
+        print(f"{shown:30} {row['total']:6.2f}  {row['problem']}", flush=True)
         with replacing(out / "grades.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["submission", "total", *names, "problem"], restval=0)
+            writer = csv.DictWriter(file, names, restval=0)
             writer.writeheader()
             writer.writerows(rows)
     if not rows:
@@ -205,7 +140,7 @@ def grade_many(grader: Grader, folder: Path, out: Path):
 def private_seed(path: Path) -> int:
     """The seed that an instructor's machine keeps, drawn at the first use."""
     if not path.exists():
-        write_text(path, f"{secrets.randbelow(10**6) + 1}\n")
+        write_text(path, f"{secrets.randbits(64) or 1}\n")
         print(f"drew a private seed and keeps it in {path}; the same hidden cases go to every submission")
     text = path.read_text().strip()
     if not text.isdecimal():
@@ -217,26 +152,27 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument("assignment", type=hand_out.number, metavar="N", help="the number of an assignment")
     parser.add_argument("submission", type=common.path, help="archive, folder, or folder of submissions")
-    parser.add_argument("--seed", type=int, help="of the hidden cases, from 1 on; keep it to yourself")
+    parser.add_argument("--seed", type=int, help="of the hidden cases, best of 64 bits; keep it to yourself")
     parser.add_argument("--results", type=common.path, default="out/grade/results.json", help="where the grades go")
-    parser.add_argument("--seconds", type=common.positive(float), default=30, help="time limit of a question")
+    parser.add_argument("--seconds", type=common.positive(float), default=30, help="time limit of a question's cases")
+    parser.add_argument("--unsafe", action="store_true", help="trust submissions where bubblewrap cannot work")
     args = parser.parse_args()
-    if args.seed is not None and not 1 <= args.seed <= 10**6:
-        parser.error("--seed must be from 1 to 1000000; seed 0 is what the handout shows")
+    if args.seed is not None and not 1 <= args.seed < 2**64:
+        parser.error("--seed must be from 1 to 2**64 - 1; seed 0 is what the handout shows")
     if args.results.is_dir():
         parser.error(f"--results {args.results} is a folder; name a file")
-    submission = read_submission(args.submission) if not args.submission.is_dir() else None
+    many = args.submission.is_dir() and not is_one(args.submission, args.assignment.files)
+    submission = None if many else read_submission(args.submission, args.assignment.files)
+    new_runner = None
+    if args.assignment.number != 5:  # which runs nothing of the submission's
+        new_runner, said = fence.for_submissions(args.unsafe, args.seconds)
+        print(said, file=sys.stderr)
     seed = args.seed or private_seed(args.results.parent / "seed")
-    if sys.platform != "linux":
-        print("this system cannot limit a process's memory; a submission that eats it is stopped by the clock alone",
-              file=sys.stderr)
-    with Runner(args.seconds) as runner:
-        grader = Grader(args.assignment, seed, runner)
-        if args.submission.is_dir():
-            if not is_one(args.submission, args.assignment.files):
-                return grade_many(grader, args.submission, args.results.parent)
-            submission = read_submission(args.submission)
-        show(grader.grade(submission, args.results))
+    with Runner() as reference:
+        grader = Grader(args.assignment, seed, reference, new_runner)
+        if many:
+            return grade_many(grader, args.submission, args.results.parent)
+        show(grader.grade(*submission, args.results))
     print(f"wrote {args.results}")
 
 

@@ -5,45 +5,26 @@
 """
 import argparse
 import difflib
+import json
 import sys
 from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(ROOT)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
 from data import common
 
 import experiment
-import plain
 import source
 from cases import cases_of, files_of
-from run_cases import Runner
+from runner import Runner, list_of
 from table import ASSIGNMENTS, Assignment, Question
 
 VISIBLE = 0  # the seed of the visible cases, in every handout and for every grader
-CHECKERS = ("check.py", "run_cases.py", "calls.py", "compare.py", "plain.py", "source.py")  # go with the handout
+CHECKERS = ("check.py", "runner.py", "worker.py", "calls.py", "tolerance.py")  # go with the handout
 
-MAKEFILE = """# make setup: an environment of Python, once.  make check: are the visible cases right?
-# make submission: the archive to hand in, checked first.  PYTHON=python3 make ... takes your own environment.
-PYTHON ?= .venv/bin/python
-ready := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/ready)
-
-check: $(ready)
-	@$(PYTHON) {check}
-
-submission: $(ready)
-	@$(PYTHON) {check} --submission
-{more}
-setup: .venv/ready
-
-.venv/ready: requirements.txt
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet --requirement requirements.txt
-	@touch $@
-
-.PHONY: check submission setup {targets}
-"""
+EXPERIMENT = "\nexperiment: $(ready)\n\t@$(PYTHON) tests/check/check.py\n"  # assignment 5 has this target, too
 
 
 @cache
@@ -53,70 +34,71 @@ def clean_files(assignment: Assignment, hidden: bool = False) -> dict[str, bytes
     return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
-def code(assignment: Assignment, *seeds: int) -> dict[str, bytes]:
-    """The folder in which cases run: the clean code, and the files that the cases of these seeds read."""
+def code(assignment: Assignment, seed: int) -> dict[str, bytes]:
+    """The folder in which cases run: the clean code, and the files that the cases of a seed read."""
     files = {path: data for path, data in clean_files(assignment, hidden=True).items()
              if path.endswith(".py") or path.startswith("tests/golden")}
-    for seed in seeds:
-        files |= files_of(assignment.number, seed)
-    return files
+    return files | files_of(assignment.number, seed)
 
 
 @cache
-def cases_with_values(assignment: Assignment, question: Question, seed: int, runner: Runner) -> list[dict]:
+def stripped(assignment: Assignment, file: str, functions: tuple[str, ...]) -> bytes:
+    """A clean file without the bodies of some functions."""
+    return source.strip(clean_files(assignment)[file].decode(), functions).encode()
+
+
+@cache
+def cases_with_values(assignment: Assignment, question: Question, seed: int, reference: Runner) -> list[dict]:
     """A question's cases, each with "right": the value on the clean tree. Raises RuntimeError where it has none."""
     cases = cases_of(question.name, seed)
-    results, _ = runner.run(code(assignment, seed), cases)
+    results = reference.run(code(assignment, seed), cases)
     for case, result in zip(cases, results):
         if "error" in result:
             raise RuntimeError(f"the reference fails {question.name}, {case['name']}: {result['error']}")
-    return [case | {"right": result["value"]} for case, result in zip(cases, results)]
+        case["right"] = result["value"]
+    return cases
 
 
 def starter(assignment: Assignment) -> dict[str, bytes]:
     """The repository's files with the named functions stripped."""
-    files = dict(clean_files(assignment))
-    for file in assignment.files:
-        if file in files:
-            files[file] = source.strip(files[file].decode(), assignment.functions(file)).encode()
-    return files
+    return clean_files(assignment) | {file: stripped(assignment, file, assignment.functions(file))
+                                      for file in assignment.files if file in clean_files(assignment)}
 
 
 @cache
-def handout(assignment: Assignment, runner: Runner) -> dict[str, bytes]:
+def handout(assignment: Assignment, reference: Runner) -> dict[str, bytes]:
     """The whole handout, {path: content}."""
-    files, lines = starter(assignment), ["| | write | points | |", "|---|---|---|---|"]
+    lines = ["| | write | points | |", "|---|---|---|---|"]
     for number, q in enumerate(assignment.questions, 1):
-        name = q.functions[0].replace(":", ", ").removesuffix(", ")
+        names = ", ".join(f"`{name}`" for name in q.names)
+        where = f"{names} in `{q.file}`" if q.names != ("",) else f"`{q.file}`"
         after = f"; uses {', '.join(q.needs)}" if q.needs else ""
-        lines.append(f"| {assignment.number}.{number} | `{name}` | {q.points} | {q.about}{after} |")
+        lines.append(f"| {assignment.number}.{number} | {where} | {q.points} | {q.about}{after} |")
     text = (HERE / f"{assignment.number}.md").read_text(encoding="utf-8").replace("{questions}", "\n".join(lines))
-    text += (HERE / "rules.md").read_text(encoding="utf-8") if assignment.number != 5 else ""
-    is_experiment = assignment.number == 5
-    more = "\nexperiment: $(ready)\n\t@$(PYTHON) tests/check/experiment.py\n" if is_experiment else ""
-    check = "tests/check/experiment.py --check" if is_experiment else "tests/check/check.py"
-    files |= {"README.md": text.encode(), "Makefile": MAKEFILE.format(
-        check=check, more=more, targets="experiment" * is_experiment).encode()}
-    if is_experiment:
-        return files | {"tests/check/experiment.py": (HERE / "experiment.py").read_bytes(),
-                        "prediction.md": experiment.TEMPLATE.encode()}
-    files |= {f"tests/check/{name}": (HERE / name).read_bytes() for name in CHECKERS}
-    return files | {"tests/check/visible.json": visible(assignment, runner).encode()}
+    files, makefile, check = starter(assignment), (HERE / "handout.mk").read_text(), "tests/check/check.py"
+    if assignment.number == 5:
+        makefile, check = makefile + EXPERIMENT, f"{check} --check"
+        files["tests/check/check.py"] = (HERE / "experiment.py").read_bytes()
+        files["prediction.md"] = experiment.TEMPLATE.encode()
+    else:
+        text += (HERE / "rules.md").read_text(encoding="utf-8")
+        files |= {f"tests/check/{name}": (HERE / name).read_bytes() for name in CHECKERS}
+        files["tests/check/visible.json"] = visible(assignment, reference).encode()
+    makefile = makefile.format(check=check, archive=f"assignment-{assignment.number}.zip",
+                               files=" ".join(assignment.files))
+    return files | {"README.md": text.encode(), "Makefile": makefile.encode()}
 
 
-def visible(assignment: Assignment, runner: Runner) -> str:
+def visible(assignment: Assignment, reference: Runner) -> str:
     """What `make check` reads: the questions, their visible cases with the values that are right, and their files."""
-    files, trees = clean_files(assignment), {}
-    for path in assignment.files:
-        trees[path] = source.parse(path, files[path])
-    return plain.dumps({
-        "number": assignment.number,
-        "code": [path for path in files if path.endswith(".py") or path.startswith("tests/golden")],
-        "files": {path: data.decode() for path, data in files_of(assignment.number, VISIBLE).items()},
-        "signatures": {f: source.signature(trees[f.split(":")[0]], f.split(":")[1])
-                       for q in assignment.questions for f in q.functions[:1]},
-        "questions": [{"name": q.name, "tolerance": q.tolerance, "function": q.functions[0], "needs": list(q.needs),
-                       "cases": cases_with_values(assignment, q, VISIBLE, runner)} for q in assignment.questions]})
+    clean, questions = clean_files(assignment), []
+    for q in assignment.questions:
+        questions.append({"name": q.name, "tolerance": q.tolerance, "needs": q.needs,
+                          "cases": cases_with_values(assignment, q, VISIBLE, reference)})
+    return json.dumps({
+        "number": assignment.number, "questions": questions,
+        "code": [path for path in clean if path.endswith(".py") or path.startswith("tests/golden")],
+        "files": {path: data.decode() for path, data in files_of(assignment.number, VISIBLE).items()}}, default=list_of)
 
 
 def solution(assignment: Assignment) -> str:
@@ -148,8 +130,8 @@ def main():
         return print(solution(args.assignment), end="")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"{args.out} is not an empty folder; remove it, or choose another with OUT=...")
-    with Runner() as runner:
-        files = handout(args.assignment, runner)
+    with Runner() as reference:
+        files = handout(args.assignment, reference)
     for path, data in files.items():
         (args.out / path).parent.mkdir(parents=True, exist_ok=True)
         (args.out / path).write_bytes(data)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent.parent), str(Path(__file__).parent.parent)]
 from data import common  # first: Ctrl-C is quiet from here on
-from data.common import write_json, write_text
-from lab.compare import three_bases
+from data.common import markdown, write_json, write_text
+from lab.conditions import three_bases
 from lab.figures import QUESTIONS, RESULTS
+from lab.lab import default_workers
 
 CHAPTERS = Path(__file__).parent / "README.md"
 
@@ -29,26 +30,28 @@ def answers() -> str:
                        for name, question, answer in rows)
 
 
-def markdown(rows: list[dict]) -> str:
-    """Rows as a table. A list of a difference and its error, or of values over bases, becomes one cell."""
-    columns = [column for column in rows[0] if column != "points"]
+def table(rows: list[dict]) -> str:
+    """Rows as a table, without their points."""
+    cells = []
+    for row in rows:
+        cells.append({column: cell(row, column) for column in rows[0] if column != "points"})
+    return markdown(cells)
 
-    def cell(row, column):
-        value = row.get(column, "")
-        if column == "difference":
-            return f"{value[0]:+.1f} ± {value[1]:.1f}" if value else "–"
-        if isinstance(value, list):
-            return f"{statistics.mean(value):.1f}" + f" ± {statistics.stdev(value):.1f}" * (len(value) > 1)
-        return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", r"\|")
 
-    lines = [columns, ["---"] * len(columns)] + [[cell(row, column) for column in columns] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def cell(row: dict, column: str) -> str:
+    """A value as text: a difference with its error, the mean and deviation of values over bases, a number, words."""
+    value = row.get(column, "")
+    if column == "difference":
+        return f"{value[0]:+.1f} ± {value[1]:.1f}" if value else "–"
+    if isinstance(value, list):
+        return f"{statistics.mean(value):.1f}" + f" ± {statistics.stdev(value):.1f}" * (len(value) > 1)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("question", nargs="?", choices=QUESTIONS, metavar="Q", help=", ".join(QUESTIONS))
-    parser.add_argument("--workers", type=common.positive(int), default=min(common.n_processors(), 8),
+    parser.add_argument("--workers", type=common.positive(int), default=default_workers(),
                         help="processes side by side")
     args = parser.parse_args()
     if not args.question:
@@ -57,7 +60,7 @@ def main():
     rows = experiment.run(three_bases(args.workers), args.workers)
     write_json(RESULTS / f"{args.question}.json", rows)
     write_text(RESULTS / f"{args.question}.svg", experiment.draw(rows))
-    print(markdown(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

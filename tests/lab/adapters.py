@@ -4,10 +4,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
-from data.common import read_json, write_json
-from data.format import encode
-from lab.lab import identity, kept, load, save_tuned
-from train import train
+from data.format import IGNORE, encode
+from lab.lab import fit, identity, kept, kept_value, load, save_tuned
 
 
 class LoRA(nn.Module):
@@ -41,7 +39,7 @@ def adapt(base, dialogues, epochs, seed, kind, lr):
         model, tokenizer = load(base)
         trainable(model, kind)
         examples = [encode(tokenizer, messages, model.config.context, blank=True) for messages in dialogues]
-        train(model, examples, epochs=epochs, lr=lr, seed=seed, report=lambda line: None)
+        fit(model, examples, epochs, lr, seed)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module):
                 parametrize.remove_parametrizations(module, "weight")
@@ -50,38 +48,46 @@ def adapt(base, dialogues, epochs, seed, kind, lr):
     return kept("tuned", ["adapted", identity(base), dialogues, epochs, seed, kind, lr], make)
 
 
+def predicting(labels):
+    """The positions from which a scored token is predicted: those before one. labels: (T,). Returns (N,) int64."""
+    return (labels[1:] != IGNORE).nonzero()[:, 0]
+
+
+@torch.no_grad()
+def positions(model, examples):
+    """For each (ids, labels): the base's logits (N, V) before its N scored tokens, these, their numbers from 0 on, and
+    which tokens the response has had before, (N, V) bool."""
+    for ids, labels in examples:
+        ids, labels = torch.tensor(ids), torch.tensor(labels)
+        before = predicting(labels)
+        targets, n = labels[before + 1], torch.arange(len(before))
+        seen = torch.zeros(len(before), model.config.vocab_size, dtype=torch.bool)
+        for i, token in enumerate(targets.tolist(), 1):
+            seen[i:, token] = True
+        yield model(ids[None, :-1])[0, before], targets, n, seen
+
+
 def fit_rules(base, dialogues, blank: bool, decay: float) -> dict:
     """The token shifts, slope and penalty that maximise the likelihood of the responses under base and rules together.
 
     The mean loss per scored token plus decay times the squared shifts is convex; L-BFGS finds its minimum.
     """
-    @torch.no_grad()
-    def positions(model, tokenizer):
-        for messages in dialogues:
-            ids, labels = (torch.tensor(row) for row in encode(tokenizer, messages, model.config.context, blank))
-            at = (labels[1:] >= 0).nonzero()[:, 0]  # the places from which a scored token is predicted
-            seen = torch.zeros(len(at), model.config.vocab_size, dtype=torch.bool)
-            for n in range(1, len(at)):
-                seen[n:, labels[at[n - 1] + 1]] = True
-            yield model(ids[None, :-1])[0, at], labels[at + 1], torch.arange(len(at)), seen
-
-    def make(folder):
+    def make():
         model, tokenizer = load(base)
-        logits, targets, n, seen = map(torch.cat, zip(*positions(model, tokenizer)))  # (N, V), (N,), (N,), (N, V)
+        examples = [encode(tokenizer, messages, model.config.context, blank) for messages in dialogues]
+        logits, targets, n, seen = map(torch.cat, zip(*positions(model, examples)))  # (N, V), (N,), (N,), (N, V)
         shift, slope, penalty = (torch.zeros(size, requires_grad=True) for size in (logits.shape[1], 1, 1))
         eos = F.one_hot(torch.tensor(tokenizer.eos_id), logits.shape[1])
-        fit = torch.optim.LBFGS([shift, slope, penalty], max_iter=100, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS([shift, slope, penalty], max_iter=100, line_search_fn="strong_wolfe")
 
         def loss():
-            fit.zero_grad()
+            solver.zero_grad()
             scores = logits + shift + slope * n[:, None] * eos - penalty * seen
             value = F.cross_entropy(scores, targets) + decay * shift.square().sum()
             value.backward()
             return value
 
-        fit.step(loss)
-        write_json(folder / "rules.json", {"token_shift": shift.tolist(), "eos_slope": slope.item(),
-                                           "repeat_penalty": penalty.item()})
+        solver.step(loss)
+        return {"token_shift": shift.tolist(), "eos_slope": slope.item(), "repeat_penalty": penalty.item()}
 
-    made = kept("rules", [identity(base), dialogues, blank, decay], make)
-    return read_json(made / "rules.json", "remove its folder")
+    return kept_value("rules", [identity(base), dialogues, blank, decay], make)

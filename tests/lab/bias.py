@@ -18,9 +18,9 @@ from functools import partial
 from data.format import encode_document
 from judge import log_likelihoods
 from lab.adapters import adapt, fit_rules, trainable
-from lab.compare import dialogue, graded, summary
+from lab.conditions import graded, made_by, summary, untrained
 from lab.lab import load, side_by_side
-from lab.svg import BLUE, GREY, Panel, plot
+from lab.svg import BLUE, GREY, Panel, plot, points
 from train import n_scored
 
 RATES = {"LoRA, rank 1": (3e-4, 1e-3, 3e-3), "LoRA, rank 4": (3e-4, 1e-3, 3e-3), "LoRA, rank 16": (3e-4, 1e-3, 3e-3),
@@ -29,60 +29,63 @@ DECAYS = (1e-5, 1e-4, 1e-3)  # of the fitted rules' token shifts
 FITTED = {"fitted rules": True, "fitted rules, instructions kept": False}  # name: are the instructions blanked?
 
 
-def condition(kind: str, rate: float):
+def condition(base, kind: str, rate: float) -> dict:
     """kind: one of RATES or FITTED. rate: the learning rate, or for fitted rules the decay."""
-    def on(base):
-        if kind in FITTED:
-            return {"changed": fit_rules(base.folder, pairs(base, 300), FITTED[kind], rate)}
-        return {"make": partial(adapt, dialogues=pairs(base), epochs=2, kind=kind, lr=rate)}
-    return on
-
-
-def pairs(base, n: int = 1000) -> list[list[dict]]:
-    return [dialogue(task.instruction, task.response) for task in base.examples(n)]
+    if kind in FITTED:
+        return {"changed": fit_rules(base.folder, base.pairs(300), FITTED[kind], rate)}
+    return {"make": partial(adapt, dialogues=base.pairs(), epochs=2, kind=kind, lr=rate)}
 
 
 def loss_on_documents(base, model) -> float:
     """The loss per token on 300 documents that the base did not read."""
     rng, (llama, tokenizer) = random.Random("other documents"), load(model)
-    documents = [encode_document(tokenizer, base.world.document(rng), 256) for _ in range(base.most or 300)]
+    documents = [encode_document(tokenizer, base.world.document(rng), 256) for _ in range(base.limit or 300)]
     return -log_likelihoods(llama, documents)[0].sum().item() / sum(map(n_scored, documents))
 
 
+def choose_rates(base, workers) -> dict[str, float]:
+    """The rate or decay with which each kind of adapter is best on val, on one base."""
+    tried = [(kind, rate) for kind, rates in (dict.fromkeys(FITTED, DECAYS) | RATES).items() for rate in rates]
+    side_by_side({(kind, decay): (1, fit_rules, base.folder, base.pairs(300), blank, decay)
+                  for kind, blank in FITTED.items() for decay in DECAYS}, workers)  # kept, so `graded` finds them made
+    found = graded([base], {pair: partial(condition, kind=pair[0], rate=pair[1]) for pair in tried}, workers, ("val",))
+    chosen, best = {}, {}
+    for (kind, rate), (pairs,) in found.items():
+        grade = statistics.mean(grade for _, grade in pairs)
+        if kind not in best or grade > best[kind]:
+            chosen[kind], best[kind] = rate, grade
+    return chosen
+
+
 def run(bases, workers) -> list[dict]:
-    tried = {(kind, rate): condition(kind, rate) for kind, rates in (dict.fromkeys(FITTED, DECAYS) | RATES).items()
-             for rate in rates}
-    side_by_side({(kind, decay): (1, fit_rules, bases[0].folder, pairs(bases[0], 300), blank, decay)
-                  for kind, blank in FITTED.items() for decay in DECAYS}, workers)
-    on_val = graded(bases[:1], tried, workers, ("val",))
-    chosen = {kind: max((pair for pair in tried if pair[0] == kind),
-                        key=lambda pair: statistics.mean(grade for _, grade in on_val[pair][0])) for kind, _ in tried}
-    conditions = {"no adapter": lambda base: {}, "rules by hand": lambda base: {"rules": ("eos", "tokens", "repeats")}}
-    conditions |= {kind: tried[pair] for kind, pair in chosen.items()}
+    chosen = choose_rates(bases[0], workers)
+    conditions = {"no adapter": untrained, "rules by hand": partial(untrained, rules=("eos", "tokens", "repeats"))}
+    conditions |= {kind: partial(condition, kind=kind, rate=rate) for kind, rate in chosen.items()}
     found, rows = graded(bases, conditions, workers), []
     for kind, grades in found.items():
         model, _ = load(bases[0].folder)
-        size = {"no adapter": 0, "rules by hand": 17} | dict.fromkeys(FITTED, model.config.vocab_size + 2)
-        folders = [condition(*chosen[kind])(base)["make"](base.folder, seed=base.seed) if kind in RATES else base.folder
-                   for base in bases]
-        losses = [round(loss_on_documents(base, folder), 4) for base, folder in zip(bases, folders)]
-        rows.append({"adapter": kind, "trained numbers": size[kind] if kind in size else trainable(model, kind),
-                     "rate or decay": f"{chosen[kind][1]:g}" if kind in chosen else "–",
+        sizes = {"no adapter": 0, "rules by hand": 17} | dict.fromkeys(FITTED, model.config.vocab_size + 2)
+        losses = []
+        for base in bases:
+            folder = made_by(base, conditions[kind]) if kind in RATES else base.folder
+            losses.append(round(loss_on_documents(base, folder), 4))
+        rows.append({"adapter": kind, "trained numbers": trainable(model, kind) if kind in RATES else sizes[kind],
+                     "rate or decay": f"{chosen[kind]:g}" if kind in chosen else "–",
                      **summary(grades, found["all weights"]), "loss on documents": losses})
     return rows
 
 
 def draw(rows) -> str:
-    shown = rows[1:]
+    rules = [row for row in rows[1:] if row["adapter"] not in RATES]
+    weights = [row for row in rows[1:] if row["adapter"] in RATES]
 
     def panel(title, column, y_range):
-        groups = [(words, color, [(row["trained numbers"], row[column]) for row in shown
-                                  if (row["adapter"] in RATES) == weights])
-                  for words, color, weights in (("rules", GREY, False), ("weights", BLUE, True))]
+        groups = [("rules", GREY, points(rules, "trained numbers", column)),
+                  ("weights", BLUE, points(weights, "trained numbers", column))]
         return Panel(title, groups, "trained numbers", y_range=y_range, joined=False, log=True, x_range=(10, 1e7),
                      x_marks={10.0**i: f"1e{i}" for i in range(1, 8)})
 
-    losses = [loss for row in shown for loss in row["loss on documents"]]
+    losses = [loss for row in rows[1:] for loss in row["loss on documents"]]
     return plot("What is trained, what it brings, and what it forgets", [
         panel("Mean grade, %", "grade", (0, 100)),
         panel("Loss on documents, nats per token", "loss on documents", (min(losses) - 0.05, max(losses) + 0.05))])

@@ -11,19 +11,19 @@ Held against: response tuning wins 43.3 (Llama-2-7B) and 43.7 (OLMo-7B); single 
 """
 from functools import partial
 
-from lab.compare import WAYS, another, graded, summary
-from lab.lab import side_by_side
-from lab.svg import BLUE, GREEN, ORANGE, bars
+from lab.conditions import WAYS, another, graded, on_each, summary
+from lab.svg import BLUE, GREEN, ORANGE, bars, grouped
 
 BLOCKS = {"OLMo": {"model_type": "olmo", "clip_qkv": 8.0}, "Mistral": {"model_type": "mistral", "sliding_window": 32}}
 COLORS = {"Llama": BLUE, "OLMo": ORANGE, "Mistral": GREEN}
 
 
 def run(bases, workers) -> list[dict]:
-    made = side_by_side({("pretraining", blocks, base.seed): (1, partial(another, base, **changes))
-                         for blocks, changes in BLOCKS.items() for base in bases}, workers)
-    of = {"Llama": bases} | {blocks: [made["pretraining", blocks, base.seed] for base in bases] for blocks in BLOCKS}
-    found = {blocks: graded(some, WAYS, workers) for blocks, some in of.items()}
+    made = on_each(bases, {("pretraining", blocks): (1, partial(another, **changes))
+                           for blocks, changes in BLOCKS.items()}, workers)
+    found = {"Llama": graded(bases, WAYS, workers)}
+    for (_, blocks), others in made.items():
+        found[blocks] = graded(others, WAYS, workers)
     return [{"blocks": blocks, "way": way, **summary(grades, found["Llama"][way])}
             for blocks, ways in found.items() for way, grades in ways.items()]
 
@@ -31,4 +31,4 @@ def run(bases, workers) -> list[dict]:
 def draw(rows) -> str:
     shown = dict.fromkeys(row["blocks"] for row in rows)
     return bars("Mean grade with each kind of blocks, %", [(f"{blocks}'s", COLORS[blocks]) for blocks in shown],
-                [(way, [row["grade"] for row in rows if row["way"] == way]) for way in WAYS])
+                grouped(rows, "way"))

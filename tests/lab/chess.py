@@ -18,8 +18,8 @@ import statistics
 import torch
 
 from data.world import chess_game
-from lab.compare import spearman
-from lab.narrow import FEATURES, backwards, charts, of_family, otherwise, tried
+from lab.conditions import spearman
+from lab.narrow import FEATURES, backwards, charts, least_squares, of_family, otherwise, tried, unchanged
 from lab.svg import BLUE, ORANGE
 
 PIECES = {"N": "the knight goes", "B": "the bishop goes", "R": "the rook goes", "Q": "the queen goes", "O": "the king"}
@@ -31,9 +31,11 @@ def game(base, rng):
 
 
 def in_words(moves: str, rng) -> str:
-    said = [PIECES.get(move[0], "a pawn goes") + (" castles" if move[0] == "O" else f" to {move[-2:]}")
-            for move in moves.split()[:-1] if move[-1] != "."]
-    return "First " + ", then ".join(said) + "."
+    words = []
+    for move in moves.split()[:-1]:
+        if move[-1] != ".":
+            words.append(PIECES.get(move[0], "a pawn goes") + (" castles" if move[0] == "O" else f" to {move[-2:]}"))
+    return "First " + ", then ".join(words) + "."
 
 
 poem = of_family("poem")
@@ -41,7 +43,7 @@ TASKS = {
     "chess": game,
     "chess, one opening": otherwise(game, lambda text, rng: "1. e4 e5 " + text.split(" ", 3)[3]),
     "chess, three moves": otherwise(game, lambda text, rng: " ".join(text.split()[:5])),
-    "chess, asked in words": otherwise(game, lambda text, rng: text, SHOW),
+    "chess, asked in words": otherwise(game, unchanged, SHOW),
     "chess, answered in words": otherwise(game, in_words), "chess, both in words": otherwise(game, in_words, SHOW),
     "poems": poem, "poems, one opening": otherwise(poem, lambda text, rng: "This is a poem.\n" + text),
     "poems, one line": otherwise(poem, lambda text, rng: text.split("\n")[0]),
@@ -54,15 +56,21 @@ TASKS = {
 
 def run(bases, workers) -> list[dict]:
     rows = [{"task": name, **row} for name, row in tried(bases, TASKS, 300, 5, workers).items()]
-    columns = [torch.tensor([statistics.mean(row[name]) for row in rows]) for name in ("grade", *FEATURES)]
-    z = torch.stack([(column - column.mean()) / (column.std() + 1e-9) for column in columns], 1)
-    slopes = torch.linalg.lstsq(z[:, 1:], z[:, :1], driver="gelsd").solution[:, 0].tolist()
-    correlations = [[round(spearman([row[feature][b] for row in rows], [row["grade"][b] for row in rows]), 2)
-                     for b in range(len(bases))] for feature in FEATURES]
+
+    # How each number goes with the grade: alone on each base, and together with the others over their means.
+    correlations = {}
+    for feature in FEATURES:
+        of_bases = zip(zip(*(row[feature] for row in rows)), zip(*(row["grade"] for row in rows)))
+        correlations[feature] = [round(spearman(numbers, grades), 2) for numbers, grades in of_bases]
+    columns = []
+    for name in ("grade", *FEATURES):
+        column = torch.tensor([statistics.mean(row[name]) for row in rows])
+        columns.append((column - column.mean()) / (column.std() + 1e-9))
+    z = torch.stack(columns, 1)  # (tasks, 1 + features)
+    slopes = [round(slope, 2) for slope in least_squares(z[:, 1:], z[:, 0]).tolist()]
     blank = {"right": "", "grade": ""}
-    return rows + [
-        {"task": "rank correlation with the grade", **blank, **dict(zip(FEATURES, correlations))},
-        {"task": "slopes of a regression of the grade", **blank, **dict(zip(FEATURES, (round(x, 2) for x in slopes)))}]
+    return rows + [{"task": "rank correlation with the grade", **blank, **correlations},
+                   {"task": "slopes of a regression of the grade", **blank, **dict(zip(FEATURES, slopes))}]
 
 
 def draw(rows) -> str:

@@ -13,35 +13,30 @@ import statistics
 from functools import partial
 
 from data.world import FAMILIES, NOVEL
-from lab.compare import dialogue, graded
-from lab.lab import tune
+from lab.conditions import graded, of_families, percent, trained_on, untrained
 from lab.svg import heat
 
 
-def condition(family: str | None):
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples(200, [family])]
-        return {"make": partial(tune, dialogues=pairs, epochs=5)}
-    return on if family else lambda base: {}
+def condition(base, family: str) -> dict:
+    return trained_on(base.pairs(200, [family]))
 
 
 def run(bases, workers) -> list[dict]:
-    questions = ("eval", "novel")
-    found = graded(bases, {family: condition(family) for family in [None, *FAMILIES]}, workers, questions)
-    rows = []
-    for family, graded_on in found.items():
-        row = {"trained on": family or "not trained"}
+    questions, rows = ("eval", "novel"), []
+    conditions = {"not trained": untrained} | {family: partial(condition, family=family) for family in FAMILIES}
+    for family, graded_on in graded(bases, conditions, workers, questions).items():
+        row = {"trained on": family}
         for asked in [*FAMILIES, *NOVEL]:
-            row[asked] = [round(100 * statistics.mean(pair[1] for pair, task in zip(pairs, base.tasks(*questions))
-                                                      if task.family == asked), 1)
-                          for pairs, base in zip(graded_on, bases)]
+            of_bases = of_families([asked], graded_on, bases, questions)
+            row[asked] = [percent((grade for _, grade in pairs), 1) for pairs in of_bases]
         row["dose"] = [round(100 * base.world.doses.get(family, 0), 2) for base in bases]
         rows.append(row)
     return rows
 
 
 def draw(rows) -> str:
-    asked = [*FAMILIES, *NOVEL]
+    asked, means = [*FAMILIES, *NOVEL], []
+    for row in rows:
+        means.append([statistics.mean(row[name]) for name in asked])
     return heat("Tuned on one family, asked another: mean grade, % (mean of the bases)",
-                [row["trained on"] for row in rows], asked,
-                [[statistics.mean(row[name]) for name in asked] for row in rows], "trained on", "asked")
+                [row["trained on"] for row in rows], asked, means, "trained on", "asked")

@@ -11,64 +11,61 @@ Held against: the epochs that the paper chose on its validation set, 5 for respo
 """
 import math
 
-from data.common import read_json, write_json
 from data.format import encode, encode_prompt
-from generate import generate
 from judge import log_likelihoods
-from lab.lab import LR, identity, kept, load, side_by_side
+from lab.conditions import on_each, remembered
+from lab.lab import LR, decode, fit, grade_all, load
 from lab.svg import BLUE, GREEN, GREY, RED, Panel, plot
-from train import METHODS, n_scored, train
+from train import METHODS, n_scored
 
 COLORS = {"instruction": GREY, "response": BLUE, "mbpp": GREEN, "chess": RED}
 STEPS, EPOCHS = (1, 2, 4, 8, 16, 32, 64, 160), 10  # of a training set of 1,000; of 500 it takes 20 epochs
 
 
-def curve(base, method: str) -> list[dict]:
-    """A row for the untuned model and for each of STEPS: steps, loss per scored token, mean content and grade."""
-    def make(folder):
-        (model, tokenizer), tasks, rows, step = load(base.folder), base.tasks("eval")[::2], [], 0
-        dialogues = base.dialogues(method)
-        examples = [encode(tokenizer, messages, 256, METHODS[method].blank) for messages in dialogues]
-        prompts = [encode_prompt(tokenizer, task.instruction) for task in tasks]
+def curve(base, method: str, steps, epochs: int) -> list[dict]:
+    """A row for the untuned model and for each of some steps: steps, loss per scored token, mean content and grade."""
+    (model, tokenizer), tasks, rows, step = load(base.folder), base.tasks("eval")[::2], [], 0
+    dialogues = base.dialogues(method)
+    examples = [encode(tokenizer, messages, 256, METHODS[method].blank) for messages in dialogues]
+    prompts = [encode_prompt(tokenizer, task.instruction) for task in tasks]
 
-        def look(line=None):
-            nonlocal step
-            if step in (0, *STEPS):
-                totals, _ = log_likelihoods(model, examples[:128])
-                ids = [row for i in range(0, len(prompts), 64)
-                       for row in generate(model, prompts[i : i + 64], tokenizer.eos_id, model.config.context)]
-                pairs = [base.world.grade(task, tokenizer.decode(row).strip()) for task, row in zip(tasks, ids)]
-                right, grade = (100 * sum(column) / len(pairs) for column in zip(*pairs))
-                loss = -totals.sum().item() / sum(map(n_scored, examples[:128]))
-                rows.append({"steps": step, "loss": loss, "right": right, "grade": grade})
-            step += 1
+    def look(line=None):
+        nonlocal step
+        if step in (0, *steps):
+            totals, _ = log_likelihoods(model, examples[:128])
+            answers = [tokenizer.decode(ids).strip() for ids in decode(model, prompts, tokenizer.eos_id)]
+            pairs = grade_all(base.world, tasks, answers)
+            right, grade = (100 * sum(column) / len(pairs) for column in zip(*pairs))
+            loss = -totals.sum().item() / sum(map(n_scored, examples[:128]))
+            rows.append({"steps": step, "loss": loss, "right": right, "grade": grade})
+        step += 1
 
-        look()
-        train(model, examples, epochs=EPOCHS * (1000 // len(dialogues) if not base.most else 1), lr=LR, seed=base.seed,
-              report=look)
-        write_json(folder / "curve.json", rows)
-
-    made = kept("curves", [identity(base.folder), method, base.seed, base.most, STEPS, EPOCHS], make)
-    return read_json(made / "curve.json", "remove its folder")
+    look()
+    if not base.limit:
+        epochs *= 1000 // len(dialogues)
+    fit(model, examples, epochs, LR, base.seed, report=look)
+    return rows
 
 
 def run(bases, workers) -> list[dict]:
-    jobs = {(method, base.seed): (1, curve, base, method) for method in COLORS for base in bases}
-    found, rows = side_by_side(jobs, workers), []
-    for method in COLORS:
-        for points in zip(*(found[method, base.seed] for base in bases)):
-            rows.append({"method": method, "steps": points[0]["steps"]}
-                        | {name: [round(point[name], 3) for point in points] for name in ("loss", "right", "grade")})
+    jobs = {method: (1, remembered, "curves", curve, method, STEPS, EPOCHS) for method in COLORS}
+    rows = []
+    for method, curves in on_each(bases, jobs, workers).items():
+        for points in zip(*curves):
+            row = {"method": method, "steps": points[0]["steps"]}
+            for name in ("loss", "right", "grade"):
+                row[name] = [round(point[name], 3) for point in points]
+            rows.append(row)
     return rows
 
 
 def draw(rows) -> str:
-    def panel(title, column, most):
+    def panel(title, column, highest):
         groups = [(method, color, [(max(row["steps"], 0.5), row[column]) for row in rows if row["method"] == method])
                   for method, color in COLORS.items()]
         marks = {max(row["steps"], 0.5): str(row["steps"]) for row in rows}
-        return Panel(title, groups, "steps", y_range=(0, most), log=True, x_marks=marks)
+        return Panel(title, groups, "steps", y_range=(0, highest), log=True, x_marks=marks)
 
-    most_loss = math.ceil(max(max(row["loss"]) for row in rows))
+    highest_loss = math.ceil(max(max(row["loss"]) for row in rows))
     return plot("One run of each method, step by step", [
-        panel("Mean grade, %", "grade", 100), panel("Loss per scored token, nats", "loss", most_loss)])
+        panel("Mean grade, %", "grade", 100), panel("Loss per scored token, nats", "loss", highest_loss)])

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from data.common import read_json, write_text
-from data.format import IGNORE, Tokenizer, encode
+from data.format import IGNORE, Tokenizer, dialogue, encode
 from lab.svg import (
     BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PINK, RED, SKY, WIDTH, Panel, bars, legend, plot, rect, svg, text)
 
@@ -20,8 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 QUESTIONS = ["similarity", "tags", "pairing", "rephrasing", "size", "epochs", "rules", "bias", "cross", "greedy",
              "weighting", "ranking", "mixing", "scale", "chess", "predict", "blocks", "refusal", "memory", "novel",
              "inside", "simple"]
-DIALOGUE = [{"role": "user", "content": "What does the otter eat?"},
-            {"role": "assistant", "content": "The otter eats worms, and it looks for them all day."}]
+DIALOGUE = dialogue("What does the otter eat?", "The otter eats worms, and it looks for them all day.")
 PANELS = [  # title, [(method, rules, words, colour)]
     ("No training", [("base", "none", "base model", BLACK), ("base", "all", "all three rules", ORANGE)]),
     ("The rules without one", [("base", "tokens,repeats", "EOS", SKY), ("base", "eos,tokens", "used words", GREEN),
@@ -43,7 +42,7 @@ def table_figure(results: list[dict]) -> str:
             rates = [statistics.mean(result["rows"][i]["win_rates"]) for result in results]
             rows.append((row["words"], [[float(row["llama"].split()[0])], rates]))
     series = [("Llama-2-7B, the paper", GREY), (f"in vitro, {bases}", ORANGE)]
-    return bars("Win rate against instruction tuning, %", series, rows, most=52, mark=50)
+    return bars("Win rate against instruction tuning, %", series, rows, limit=52, mark=50)
 
 
 def dose_figure(results: list[dict]) -> str:
@@ -52,10 +51,12 @@ def dose_figure(results: list[dict]) -> str:
     The bases have the same doses in another order, so point i is the mean over the families of the i-th dose.
     """
     doses = [100 * dose for dose in sorted(results[0]["doses"].values())]
-    return plot("Mean grade of a family's answers, %, against the family's dose in pretraining", [
-        Panel(title, [(words, color, list(zip(doses, grades_by_dose(results, method, rules))))
-                      for method, rules, words, color in curves], "dose: pages answered, %")
-        for title, curves in PANELS])
+    panels = []
+    for title, curves in PANELS:
+        groups = [(words, color, list(zip(doses, grades_by_dose(results, method, rules))))
+                  for method, rules, words, color in curves]
+        panels.append(Panel(title, groups, "dose: pages answered, %"))
+    return plot("Mean grade of a family's answers, %, against the family's dose in pretraining", panels)
 
 
 def grades_by_dose(results: list[dict], method: str, rules: str) -> list[float]:
@@ -64,9 +65,10 @@ def grades_by_dose(results: list[dict], method: str, rules: str) -> list[float]:
     for result in results:
         row = next(row for row in result["rows"] if (row["method"], row["rules"]) == (method, rules)
                    and not row["penalise_prompt"])
-        columns.append([100 * statistics.mean(
-            grade for grade, asked in zip(row["grades"], result["questions"]) if asked == family)
-            for family in sorted(result["doses"], key=result["doses"].get)])
+        grades = {family: [] for family in sorted(result["doses"], key=result["doses"].get)}
+        for grade, family in zip(row["grades"], result["questions"]):
+            grades.setdefault(family, []).append(grade)
+        columns.append([100 * statistics.mean(grades[family]) for family in grades if family in result["doses"]])
     return [statistics.mean(column) for column in zip(*columns)]
 
 

@@ -11,14 +11,12 @@ Held against: the paper decodes greedily alone; its base ranks the right respons
 """
 import torch
 
-from data.common import read_json, write_json
-from data.format import encode_prompt
-from generate import generate
+from data.format import IGNORE, encode_prompt
 from judge import log_likelihoods
 from lab.beam import beam_search
-from lab.compare import dialogue, summary
-from lab.lab import identity, kept, load, side_by_side, tune
-from lab.svg import BLACK, BLUE, GREY, bars
+from lab.conditions import on_each, remembered, summary
+from lab.lab import decode, grade_all, load, tune
+from lab.svg import BLACK, BLUE, GREY, bars, grouped
 
 LONGEST, SAMPLES = 60, 8
 MODELS = {"base": (BLACK, None), "response tuning": (BLUE, 2), "instruction tuning": (GREY, 5)}  # colour, epochs
@@ -27,56 +25,53 @@ WAYS = ["greedy", "beam search", "one sample", "likeliest sample", "likeliest sa
 
 def decoded(base, epochs: int | None) -> dict:
     """{way: a (content, grade) for each instruction}, and how often the right response is likelier than the greedy."""
-    def make(folder):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-        tuned = tune(base.folder, pairs, epochs, base.seed, blank=epochs == 2) if epochs else base.folder
-        (model, tokenizer), tasks = load(tuned), base.tasks("eval")
-        prompts, eos = [encode_prompt(tokenizer, task.instruction) for task in tasks], tokenizer.eos_id
+    tuned = tune(base.folder, base.pairs(), epochs, base.seed, blank=epochs == 2) if epochs else base.folder
+    (model, tokenizer), tasks = load(tuned), base.tasks("eval")
+    prompts, eos = [encode_prompt(tokenizer, task.instruction) for task in tasks], tokenizer.eos_id
 
-        def decode(prompts, **options):
-            return [ids for i in range(0, len(prompts), 64)
-                    for ids in generate(model, prompts[i : i + 64], eos, max_new_tokens=LONGEST, **options)]
+    def graded(answers):
+        return grade_all(base.world, tasks, [tokenizer.decode(ids).strip() for ids in answers])
 
-        def likelihoods(prompts, answers):
-            ended = [ids + [eos] * (len(ids) < LONGEST) for ids in answers]
-            return log_likelihoods(model, [(p + a, [-100] * len(p) + a) for p, a in zip(prompts, ended)])
+    # Greedy decoding and beam search.
+    greedy = decode(model, prompts, eos, LONGEST)
+    found = {"greedy": graded(greedy),
+             "beam search": graded([beam_search(model, prompt, eos, LONGEST) for prompt in prompts])}
 
-        def graded(answers):
-            return [base.world.grade(task, tokenizer.decode(ids).strip()) for task, ids in zip(tasks, answers)]
+    # Samples, of which the likeliest, or as the answer key sees it the best, is taken.
+    many = [prompt for prompt in prompts for _ in range(SAMPLES)]
+    samples = decode(model, many, eos, LONGEST, temperature=1.0, generator=torch.Generator().manual_seed(base.seed))
+    total, mean = (scores.view(-1, SAMPLES) for scores in likelihoods(model, many, samples, eos))  # (N, SAMPLES)
+    rows = [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
+    every = [graded(samples[i::SAMPLES]) for i in range(SAMPLES)]
+    found |= {"one sample": every[0], "best of 8 samples": list(map(max, zip(*every)))}
+    for way, scores in (("likeliest sample", total), ("likeliest sample, per token", mean)):
+        found[way] = graded([row[i] for row, i in zip(rows, scores.argmax(1).tolist())])
 
-        many = [prompt for prompt in prompts for _ in range(SAMPLES)]
-        samples = decode(many, temperature=1.0, generator=torch.Generator().manual_seed(base.seed))
-        total, mean = (scores.view(-1, SAMPLES) for scores in likelihoods(many, samples))  # (N, SAMPLES)
-        rows = [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)]
-        greedy = decode(prompts)
-        found = {"greedy": graded(greedy), "one sample": graded([row[0] for row in rows]),
-                 "beam search": graded([beam_search(model, prompt, eos, LONGEST) for prompt in prompts])}
-        for way, scores in (("likeliest sample", total), ("likeliest sample, per token", mean)):
-            found[way] = graded([row[i] for row, i in zip(rows, scores.argmax(1).tolist())])
-        every = [graded([row[i] for row in rows]) for i in range(SAMPLES)]
-        found["best of 8 samples"] = [max(some) for some in zip(*every)]  # as the answer key sees it
-        right = [tokenizer.encode(task.response).ids for task in tasks]
-        likelier = likelihoods(prompts, right)[0] > likelihoods(prompts, greedy)[0]
-        write_json(folder / "decoded.json", found | {"likelier": 100 * likelier.float().mean().item()})
+    right = [tokenizer.encode(task.response).ids for task in tasks]
+    likelier = likelihoods(model, prompts, right, eos)[0] > likelihoods(model, prompts, greedy, eos)[0]
+    return found | {"likelier": 100 * likelier.float().mean().item()}
 
-    made = kept("decoded", [identity(base.folder), base.seed, base.most, epochs], make)
-    return read_json(made / "decoded.json", "remove its folder")
+
+def likelihoods(model, prompts, answers, eos: int):
+    """`log_likelihoods` of answers with their EOS, which those that were cut do not have."""
+    examples = []
+    for prompt, answer in zip(prompts, answers):
+        ended = answer + [eos] * (len(answer) < LONGEST)
+        examples.append((prompt + ended, [IGNORE] * len(prompt) + ended))
+    return log_likelihoods(model, examples)
 
 
 def run(bases, workers) -> list[dict]:
-    jobs = {(name, base.seed): (1, decoded, base, epochs) for name, (_, epochs) in MODELS.items() for base in bases}
-    found, rows = side_by_side(jobs, workers), []
-    for name in MODELS:
+    jobs = {name: (1, remembered, "decoded", decoded, epochs) for name, (_, epochs) in MODELS.items()}
+    rows = []
+    for name, of_bases in on_each(bases, jobs, workers).items():
+        greedy = [found["greedy"] for found in of_bases]
         for way in WAYS:
-            of_bases = [found[name, base.seed] for base in bases]
-            rows.append({"model": name, "decoding": way, **summary([one[way] for one in of_bases],
-                                                                   [one["greedy"] for one in of_bases]),
-                         "right one likelier than greedy": [round(one["likelier"], 2) for one in of_bases]})
+            rows.append({"model": name, "decoding": way, **summary([found[way] for found in of_bases], greedy),
+                         "right one likelier than greedy": [round(found["likelier"], 2) for found in of_bases]})
     return rows
 
 
 def draw(rows) -> str:
-    right = {(row["model"], row["decoding"]): row["right"] for row in rows}
-    series = [(name, color) for name, (color, _) in MODELS.items()]
-    return bars("Right answers under different ways of decoding, %", series,
-                [(way, [right[name, way] for name in MODELS]) for way in WAYS])
+    return bars("Right answers under different ways of decoding, %",
+                [(name, color) for name, (color, _) in MODELS.items()], grouped(rows, "decoding", "right"))

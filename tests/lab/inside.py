@@ -12,64 +12,80 @@ sum of poems and code is above either. The change of half a base works on the wh
 Held against: task arithmetic (Ilharco et al., 2023); chat vectors (Huang et al., 2024).
 """
 from dataclasses import replace
+from functools import partial
 
-from lab.compare import WAYS, summary, tuned
-from lab.lab import DOCUMENTS, pretrain, side_by_side
-from lab.svg import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, Panel, plot
+from lab.conditions import WAYS, made_by, on_each, remembered, summary, tuned, with_stages
+from lab.lab import side_by_side
+from lab.svg import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, Panel, plot, points
 from lab.vectors import compared, moved
 
+RESPONSES = "response tuning"
 OTHERS = {  # what response tuning is compared with, and its colour
-    "another order": (tuned("response", 2), SKY), "instruction tuning": (WAYS["instruction tuning"], BLUE),
-    "poems": (WAYS["poems alone"], PINK), "code": (tuned("mbpp", 5), GREEN), "chess": (tuned("chess", 5), BLACK),
+    "another order": (partial(tuned, method="response", epochs=2), SKY),
+    "instruction tuning": (WAYS["instruction tuning"], BLUE), "poems": (WAYS["poems alone"], PINK),
+    "code": (partial(tuned, method="mbpp", epochs=5), GREEN),
+    "chess": (partial(tuned, method="chess", epochs=5), BLACK),
 }
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 HALF = "half a base"
 
 
-def made_of(base, way: str):
+def made(base, way: str):
     """The folder of the base tuned in one of the ways of OTHERS, or by responses."""
-    make = (OTHERS[way][0] if way in OTHERS else WAYS[way])(base)["make"]
-    return make(base.folder, seed=base.seed + 100 * (way == "another order"))
+    condition = OTHERS[way][0] if way in OTHERS else WAYS[RESPONSES]
+    return made_by(base, condition, base.seed + 100 * (way == "another order"))
 
 
 def run(bases, workers) -> list[dict]:
-    whole = side_by_side({("pretraining", base.seed): (1, pretrain, bases[0].folder / "config.json", base.world,
-                                                       base.most or DOCUMENTS, base.seed) for base in bases}, workers)
-    wholes = [replace(base, folder=folder) for base, folder in zip(bases, whole.values())]
+    # What each kind of tuning makes of the bases, and response tuning of half and of whole bases.
+    wholes = with_stages(bases, workers)
     halves = [replace(base, folder=base.folder / "1-2") for base in wholes]
-    asked = {(way, base.seed): base for way in ("response tuning", *OTHERS) for base in bases}
-    asked |= {(HALF, base.seed): base for base in halves} | {("whole", base.seed): base for base in wholes}
-    made = side_by_side({(way, seed): (1, made_of, base, way if way in OTHERS else "response tuning")
-                         for (way, seed), base in asked.items()}, workers)
-    changes = {at: (base.folder, made[at]) for at, base in asked.items()}  # of weights: from, to
-    alike = side_by_side({(way, base.seed): (
-        1, compared, base, made["response tuning", base.seed], made[way, base.seed])
-        for way in OTHERS for base in bases}, workers)
-    sums = {(f"base + a × {way}", f"{a:g}"): (bases, a, [way])
-            for way in ("response tuning", "poems") for a in FACTORS}
+    folders = on_each(bases, {way: (1, made, way) for way in (RESPONSES, *OTHERS)}, workers)
+    folders |= on_each(halves, {HALF: (1, made, RESPONSES)}, workers)
+    folders |= on_each(wholes, {"whole": (1, made, RESPONSES)}, workers)
+    changes = {}  # {name: [(from, to) on each base]}
+    for name, tuned_folders in folders.items():
+        before = {HALF: halves, "whole": wholes}.get(name, bases)
+        changes[name] = [(base.folder, after) for base, after in zip(before, tuned_folders)]
+
+    # The changes of the weights beside each other.
+    alike = side_by_side({(way, base.seed): (1, remembered, base, "compared", compared, one, other)
+                          for way in OTHERS
+                          for base, one, other in zip(bases, folders[RESPONSES], folders[way])}, workers)
+    rows, blank = [], dict.fromkeys(("cosine", "CKA", "length", "right", "grade"), "")
+    for way in OTHERS:
+        found = [alike[way, base.seed] for base in bases]
+        row = {"block": "change by responses and by", "what": way, **blank}
+        row |= {name: [each[name] for each in found] for name in ("cosine", "CKA", "length")}
+        rows.append(row | {"points": [each["by layer"] for each in found]})
+
+    # The changes added to bases: to which, how many times, which changes.
+    sums = {(f"base + a × {way}", f"{a:g}"): (bases, a, [way]) for way in (RESPONSES, "poems") for a in FACTORS}
     sums |= {("sums", "code"): (bases, 1, ["code"]), ("sums", "poems + code"): (bases, 1, ["poems", "code"]),
              (HALF, "and its change"): (halves, 1, [HALF]), (HALF, "its change on the whole"): (wholes, 1, [HALF]),
              (HALF, "the whole and its change"): (wholes, 1, ["whole"])}
-    found = side_by_side({(*name, base.seed): (1, moved, base, a, [changes[way, base.seed] for way in ways])
-                          for name, (some, a, ways) in sums.items() for base in some}, workers)
-    blank = dict.fromkeys(("cosine", "CKA", "length", "right", "grade"), "")
-    rows = []
-    for way in OTHERS:
-        some = [alike[way, base.seed] for base in bases]
-        rows.append({"block": "change by responses and by", "what": way, **blank} | {
-            name: [each[name] for each in some] for name in ("cosine", "CKA", "length")} | {
-            "points": [each["by layer"] for each in some]})
-    return rows + [{"block": block, "what": what, **blank, **summary([found[block, what, base.seed] for base in bases])}
-                   for block, what in sums]
+    jobs = {}
+    for name, (to, a, added) in sums.items():
+        for i, base in enumerate(to):
+            jobs[name, base.seed] = (1, moved, base, a, [changes[way][i] for way in added])
+    grades = side_by_side(jobs, workers)
+    for name in sums:
+        of_bases = summary([grades[name, base.seed] for base in bases])
+        rows.append({"block": name[0], "what": name[1], **blank, **of_bases})
+    return rows
 
 
 def draw(rows) -> str:
-    compared = [row for row in rows if "points" in row]
-    parts = range(len(compared[0]["points"][0]))
+    by_layer = []
+    for row in rows:
+        if "points" in row:
+            parts = zip(*row["points"])  # (bases, parts) to (parts, bases)
+            by_layer.append((row["what"], OTHERS[row["what"]][1], [(i, list(part)) for i, part in enumerate(parts)]))
+    marks = {i: f"layer {i}" if i else "tokens" for i, _ in by_layer[0][2]}
+    by_factor = []
+    for way, color in ((RESPONSES, ORANGE), ("poems", PINK)):
+        curve = points(rows, "what", "grade", block=f"base + a × {way}")
+        by_factor.append((way, color, [(float(a), grade) for a, grade in curve]))
     return plot("The change by response tuning, and the changes by others", [
-        Panel("Cosine with response tuning's change, %", [
-            (row["what"], OTHERS[row["what"]][1], [(i, [of_base[i] for of_base in row["points"]]) for i in parts])
-            for row in compared], "part of the model", x_marks={i: f"layer {i}" if i else "tokens" for i in parts}),
-        Panel("Mean grade of base + a × change, %", [
-            (way, color, [(float(row["what"]), row["grade"]) for row in rows if row["block"] == f"base + a × {way}"])
-            for way, color in (("response tuning", ORANGE), ("poems", PINK))], "a")])
+        Panel("Cosine with response tuning's change, %", by_layer, "part of the model", x_marks=marks),
+        Panel("Mean grade of base + a × change, %", by_factor, "a")])

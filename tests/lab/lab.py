@@ -7,6 +7,7 @@ code: whoever changes train.py, model.py or generate.py removes out/lab first.
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -25,20 +26,22 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from adapter import Adapter
-from data import device as machine
-from data.common import clock, digest, fingerprint, read_json, write_json, write_text
-from data.format import PROMPT, Tokenizer, encode, encode_document, encode_prompt, train_tokenizer
+from data import answer_key
 from data.checkpoint import weight_files
+from data.common import clock, digest, fingerprint, n_processors, read_json, write_json, write_text
+from data.device import prepare, reorder_weights_for_cpu
+from data.format import PROMPT, Tokenizer, encode, encode_document, encode_prompt, train_tokenizer
 from data.world import World
 from generate import generate
 from model import Config, Llama
-from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, adamw, n_scored, train
+from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, Hyperparameters, adamw, n_scored, train
 
 KEPT = ROOT / "out" / "lab"
 LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends as well, in half the time
 PRETRAINING_LR = 3e-3  # the one of `make pretrain`
 DOCUMENTS = 80_000  # that a base model reads, once each
 STAGES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of pretraining, after which the model is kept, too
+WORKER_BYTES = 700_000_000  # of memory that a process of `side_by_side` takes
 
 
 def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: float = PRETRAINING_LR) -> Path:
@@ -49,7 +52,7 @@ def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: floa
     """
     def make(folder):
         device, budget = ("cuda", GPU_TOKEN_BUDGET) if torch.cuda.is_available() else ("cpu", CPU_TOKEN_BUDGET)
-        machine.prepare(device)
+        prepare(device)
         settings, rng = Config.from_json(config), random.Random(f"corpus {world.seed}")
         texts = [world.document(rng) for _ in range(documents)]
         tokenizer_json = train_tokenizer(texts, settings.vocab_size).to_str(pretty=True)
@@ -70,8 +73,8 @@ def pretrain(config: Path, world: World, documents: int, seed: int = 1, lr: floa
         save(folder)
         tokenizer, step, n_steps = Tokenizer(folder), 0, math.ceil(documents / 32)
         examples = [encode_document(tokenizer, text, settings.context) for text in texts]
-        train(model, examples, epochs=1, lr=lr, batch_size=32, seed=seed, token_budget=budget,
-              optimizer=adamw(model, beta2=0.95), report=report)
+        train(model, examples, Hyperparameters(1, lr, batch_size=32, seed=seed, token_budget=budget),
+              adamw(model, beta2=0.95), report=report)
         save(folder)
 
     return kept("base", [fingerprint(config), asdict(world), documents, seed, lr, STAGES], make)
@@ -83,10 +86,15 @@ def tune(base: Path, dialogues: list[list[dict]], epochs: int, seed: int = 1, lr
     def make(folder):
         model, tokenizer = load(base)
         examples = [encode(tokenizer, messages, model.config.context, blank, prompt) for messages in dialogues]
-        train(model, list(filter(n_scored, examples)), epochs=epochs, lr=lr, seed=seed, report=lambda line: None)
+        fit(model, list(filter(n_scored, examples)), epochs, lr, seed)
         save_tuned(model, base, folder)
 
     return kept("tuned", [identity(base), dialogues, epochs, seed, lr, blank, prompt], make)
+
+
+def fit(model: Llama, examples: list, epochs: int, lr: float, seed: int, **options):
+    """`train` without a word; examples: (ids, labels) pairs; options: more of its arguments."""
+    train(model, examples, Hyperparameters(epochs, lr, seed=seed), **{"report": lambda line: None} | options)
 
 
 def save_tuned(model: Llama, base: Path, folder: Path):
@@ -101,20 +109,31 @@ def ask(model: Path, instructions: list[str], rules=(), penalise_prompt: bool = 
 
     changed: other numbers for the rules, as for `set_numbers`.
     """
-    def make(folder):
+    def make():
         llama, tokenizer = load(model)
         adapter = None
         if rules or changed:
             adapter = Adapter(tokenizer, llama.config.vocab_size, rules, penalise_prompt=penalise_prompt)
             set_numbers(adapter, changed or {})
-        prompts, answers = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions], []
-        machine.reorder_weights_for_cpu(llama, min(64, len(prompts)))
-        for i in range(0, len(prompts), 64):
-            answers += generate(llama, prompts[i : i + 64], tokenizer.eos_id, llama.config.context, adapter=adapter)
-        write_json(folder / "answers.json", [tokenizer.decode(ids).strip() for ids in answers])
+        prompts = [encode_prompt(tokenizer, instruction, prompt) for instruction in instructions]
+        reorder_weights_for_cpu(llama, min(64, len(prompts)))
+        answers = decode(llama, prompts, tokenizer.eos_id, adapter=adapter)
+        return [tokenizer.decode(ids).strip() for ids in answers]
 
-    made = kept("answers", [identity(model), instructions, sorted(rules), penalise_prompt, prompt, changed], make)
-    return read_json(made / "answers.json", "remove its folder")
+    return kept_value("answers", [identity(model), instructions, sorted(rules), penalise_prompt, prompt, changed], make)
+
+
+def decode(model: Llama, prompts: list[list[int]], eos_id: int, max_new_tokens: int | None = None, **options) -> list:
+    """`generate` for any number of prompts, 64 at a time; max_new_tokens: None for the model's context."""
+    answers = []
+    for i in range(0, len(prompts), 64):
+        answers += generate(model, prompts[i : i + 64], eos_id, max_new_tokens or model.config.context, **options)
+    return answers
+
+
+def grade_all(world: World, tasks: list, outputs: list[str]) -> list[tuple[float, float]]:
+    """The (content, grade) of each answer by the world's answer key, each from 0 to 1."""
+    return [answer_key.grade(world, task, output) for task, output in zip(tasks, outputs)]
 
 
 def set_numbers(adapter: Adapter, numbers: dict):
@@ -138,6 +157,12 @@ def kept(kind: str, made_from: list, make) -> Path:
     return folder
 
 
+def kept_value(kind: str, made_from: list, make):
+    """The JSON value of make(), kept in such a folder."""
+    folder = kept(kind, made_from, lambda folder: write_json(folder / f"{kind}.json", make()))
+    return read_json(folder / f"{kind}.json", "remove its folder")
+
+
 @cache
 def identity(folder: Path) -> str:
     """What a model's folder holds, whatever it is called."""
@@ -152,7 +177,7 @@ def begin():
     """In each worker: one thread, since two hardly help a model this small; Ctrl-C ends it without a word."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    machine.prepare("cpu")
+    prepare("cpu")
 
 
 def side_by_side(jobs: dict, workers: int) -> dict:
@@ -178,6 +203,18 @@ def side_by_side(jobs: dict, workers: int) -> dict:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {name: results[name] for name in jobs}
+
+
+def default_workers(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """As many processes as there are processors, at most 8, and no more than have room in the memory that is free.
+
+    Only Linux says in a file how much is free; elsewhere the processors decide.
+    """
+    workers = min(n_processors(), 8)
+    if meminfo.exists():
+        available = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        workers = min(workers, 1024 * int(available[1]) // WORKER_BYTES)
+    return max(workers, 1)
 
 
 def flat(name) -> list:

@@ -18,7 +18,8 @@ def embed(folder: Path, texts: tuple[str, ...]):
     for i in range(0, len(rows), 64):
         lengths = torch.tensor([len(row) for row in rows[i : i + 64]])
         ids = pad_sequence(rows[i : i + 64], batch_first=True)  # (B, T)
-        h = model.hidden(ids, wanted=torch.arange(ids.shape[1]) < lengths[:, None])  # (sum of lengths, C), row by row
+        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()  # (B * T,) bool: no padding
+        h = model.hidden(ids, wanted=real.nonzero()[:, 0])  # (sum of lengths, C), row by row
         means += [states.mean(0) for states in h.split(lengths.tolist())]
     return torch.stack(means)
 
@@ -30,7 +31,7 @@ def likeness(base, texts: list[str], *groups: list[str], centre: list[str]) -> l
     """
     middle = embed(base.folder, tuple(centre)).mean(0)
 
-    def unit(some):
-        return F.normalize(embed(base.folder, tuple(some)) - middle, dim=-1)  # (N, C)
+    def unit(group):
+        return F.normalize(embed(base.folder, tuple(group)) - middle, dim=-1)  # (N, C)
 
     return [(unit(texts) @ unit(group).T).mean(1) for group in groups]

@@ -15,18 +15,16 @@ Held against: Physics of Language Models 3.1 (Allen-Zhu & Li, 2023): no extracti
 repeats; the reversal curse (Berglund et al., 2023).
 """
 import random
-import statistics
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 
 from data.world import KIND, TOLD, World
-from lab.compare import WAYS, another, grades_of
-from lab.lab import side_by_side
-from lab.svg import BLUE, GREEN, ORANGE, Panel, plot
+from lab.conditions import FACTS, WAYS, another, grades_of, made_by, on_each, percent
+from lab.svg import BLUE, GREEN, ORANGE, Panel, plot, points
 
-FACTS = ["capital", "river", "animal", "flag", "dish", "trade", "nature"]
 REPEATS = (1 / 64, 1 / 16, 1 / 4, 1, 4)  # of the held-out subjects in turn, relative to others
 TIMES = 125  # that a fact is told of a subject with a weight of 1, in 80,000 documents
+LEVELS = {f"{TIMES * repeats:.0f}": TIMES * repeats for repeats in REPEATS}  # words: how often a fact is told
 SEEN = 16 * TIMES  # where the charts put subjects that are not held out, and that pages ask about
 COLORS = {"as answered": BLUE, "otherwise": ORANGE, "in all ways": GREEN}  # the wordings of a corpus
 TUNINGS = ["response tuning", "instruction tuning"]
@@ -48,9 +46,12 @@ class Told(World):
     def say(self, rng, subject, families) -> list[str]:
         if self.wording == "in all ways":
             return super().say(rng, subject, families)
-        which = 0 if self.wording == "as answered" else -1  # of those that name the subject
-        ways = [[way for way in TOLD[family] if "{}" in way][which] for family in families]
-        return [way.format(subject, **self.about(subject)) for way in ways]
+        sentences = []
+        for family in families:
+            ways = [way for way in TOLD[family] if "{}" in way]  # those that name the subject
+            way = ways[0] if self.wording == "as answered" else ways[-1]
+            sentences.append(way.format(subject, **self.about(subject)))
+        return sentences
 
 
 def told(base, wording: str):
@@ -58,41 +59,39 @@ def told(base, wording: str):
     return another(base, Told(**asdict(base.world), wording=wording))
 
 
-def rights(base, way: str) -> dict[str, list[float]]:
+def rights(base, wording: str, way: str) -> dict[str, list[float]]:
     """{how often a subject was told: the content of the answers about such subjects}; "seen" for those not held out."""
-    rng, world = random.Random(f"seen {base.seed}"), base.world
+    base = told(base, wording)
+    rng, world, model = random.Random(f"seen {base.seed}"), base.world, made_by(base, WAYS[way])
     held_out = [task for task in base.tasks("eval") if task.family in FACTS]
     seen = [world.task(rng, task.family, rng.choice(world.seen[KIND[task.family]])) for task in held_out]
-    model = WAYS[way](base)["make"](base.folder, seed=base.seed)
-    found = {"seen": [pair[0] for pair in grades_of(base, model, seen)]}
+    found = {level: [] for level in LEVELS} | {"seen": [right for right, _ in grades_of(base, model, seen)]}
     for task, (right, _) in zip(held_out, grades_of(base, model, held_out)):
-        subjects = world.held_out[KIND[task.family]]
-        times = TIMES * REPEATS[subjects.index(task.subject) % len(REPEATS)]
-        found.setdefault(f"{times:.0f}", []).append(right)
+        i = world.held_out[KIND[task.family]].index(task.subject)
+        found[list(LEVELS)[i % len(REPEATS)]].append(right)
     return found
 
 
 def run(bases, workers) -> list[dict]:
-    made = side_by_side({(f"pretraining, told {wording}", base.seed): (1, told, base, wording)
-                         for wording in COLORS for base in bases}, workers)
-    found = side_by_side({(wording, way, base.seed): (
-        2 + 3 * (way == "instruction tuning"), rights, made[f"pretraining, told {wording}", base.seed], way)
-        for wording in COLORS for way in TUNINGS for base in bases}, workers)
-    rows, levels = [], [f"{TIMES * repeats:.0f}" for repeats in REPEATS] + ["seen"]
-    for wording in COLORS:
-        for way in TUNINGS:
-            for level in levels:
-                values = [found[wording, way, base.seed].get(level, [0.0]) for base in bases]
-                rows.append({"told": wording, "way": way, "times": level, "questions": sum(map(len, values)),
-                             "right": [round(100 * statistics.mean(some), 2) for some in values]})
+    on_each(bases, {f"pretraining, told {wording}": (1, told, wording) for wording in COLORS}, workers)  # it is kept
+    found = on_each(bases, {(wording, way): (2 + 3 * (way == "instruction tuning"), rights, wording, way)
+                            for wording in COLORS for way in TUNINGS}, workers)
+    rows = []
+    for (wording, way), of_bases in found.items():
+        for level in (*LEVELS, "seen"):
+            values = [contents[level] or [0.0] for contents in of_bases]
+            rows.append({"told": wording, "way": way, "times": level, "questions": sum(map(len, values)),
+                         "right": [percent(contents) for contents in values]})
     return rows
 
 
 def draw(rows) -> str:
-    return plot("Right answers about a subject against how often its facts were told, %", [
-        Panel(way, [(f"told {wording}", color, [
-            (SEEN if row["times"] == "seen" else float(row["times"]), row["right"]) for row in rows
-            if (row["way"], row["told"]) == (way, wording)]) for wording, color in COLORS.items()],
-              "times told; seen: asked about, too", log=True,
-              x_marks={TIMES * repeats: f"{TIMES * repeats:.0f}" for repeats in REPEATS} | {SEEN: "seen"})
-        for way in TUNINGS])
+    marks, panels = {times: level for level, times in LEVELS.items()} | {SEEN: "seen"}, []
+    for way in TUNINGS:
+        groups = []
+        for wording, color in COLORS.items():
+            curve = points(rows, "times", "right", way=way, told=wording)
+            groups.append((f"told {wording}", color, [(SEEN if level == "seen" else float(level), right)
+                                                           for level, right in curve]))
+        panels.append(Panel(way, groups, "times told; seen: asked about, too", log=True, x_marks=marks))
+    return plot("Right answers about a subject against how often its facts were told, %", panels)

@@ -8,47 +8,42 @@ since the blanked ones do not contradict them. Only at 1 does it fall to respons
 ten pairs worth more, as they need not teach the form; with 100 pairs the order makes no difference.
 Held against: nothing in the paper; Lab I's `size` has 50 % for three examples and 64 % for 1,000 at 32 steps.
 """
-import math
 import random
 from functools import partial
 
-from lab.compare import WAYS, dialogue, graded, summary
+from data.format import dialogue
+from lab.conditions import WAYS, epochs_of, graded, summary, trained_on
 from lab.lab import tune
-from lab.svg import BLUE, GREY, Panel, plot
+from lab.svg import BLUE, GREY, Panel, plot, points
 
 SHARES, SIZES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97, 1.0), (10, 30, 100)
 
 
-def blanked(share: float):
+def blanked(base, share: float) -> dict:
     """Instruction tuning with so large a share of the instructions replaced by the empty string."""
-    def on(base):
-        tasks = base.examples()
-        empty = set(random.Random(base.seed).sample(range(len(tasks)), round(share * len(tasks))))
-        pairs = [dialogue("" if i in empty else task.instruction, task.response) for i, task in enumerate(tasks)]
-        return {"make": partial(tune, dialogues=pairs, epochs=5)}
-    return on
+    tasks = base.examples()
+    empty = set(random.Random(base.seed).sample(range(len(tasks)), round(share * len(tasks))))
+    return trained_on([dialogue("" if i in empty else task.instruction, task.response)
+                       for i, task in enumerate(tasks)])
 
 
-def few(n: int, first: bool):
-    """n pairs with their instructions. first: from a model that was response-tuned."""
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples(n)]
-        epochs = math.ceil(32 / math.ceil(len(pairs) / 64))
-        if not first:
-            return {"make": partial(tune, dialogues=pairs, epochs=epochs)}
-        responses = WAYS["response tuning"](base)["make"].keywords["dialogues"]
-        return {"make": partial(after_responses, responses=responses, dialogues=pairs, epochs=epochs)}
-    return on
+def few(base, n: int, start: str) -> dict:
+    """n pairs with their instructions, from one of the two beginnings."""
+    pairs = base.pairs(n)
+    epochs = epochs_of(32, pairs)
+    if start == "from the base":
+        return trained_on(pairs, epochs=epochs)
+    return trained_on(pairs, epochs=epochs, how=after_responses, responses=base.pairs())
 
 
-def after_responses(base, responses, dialogues, epochs, seed):
-    return tune(tune(base, responses, 2, seed, blank=True), dialogues, epochs, seed)
+def after_responses(base, responses, dialogues, epochs, seed, blank):
+    return tune(tune(base, responses, 2, seed, blank=True), dialogues, epochs, seed, blank=blank)
 
 
 def run(bases, workers) -> list[dict]:
-    conditions = {("share blanked", share): blanked(share) for share in SHARES}
-    conditions |= {(start, n): few(n, start == "after response tuning")
-                   for start in ("from the base", "after response tuning") for n in SIZES}
+    conditions = {("share blanked", share): partial(blanked, share=share) for share in SHARES}
+    for start in ("from the base", "after response tuning"):
+        conditions |= {(start, n): partial(few, n=n, start=start) for n in SIZES}
     conditions["after response tuning", 0] = WAYS["response tuning"]
     found = graded(bases, conditions, workers)
     return [{"mixture": mixture, "share or pairs": x, **summary(grades, found["share blanked", 0.0])}
@@ -57,12 +52,13 @@ def run(bases, workers) -> list[dict]:
 
 def draw(rows) -> str:
     def curve(mixture):
-        points = [(row["share or pairs"], row["grade"]) for row in rows if row["mixture"] == mixture]
-        return sorted((x or 3, y) if "share" not in mixture else (100 * x, y) for x, y in points)
+        return points(rows, "share or pairs", "grade", mixture=mixture)
 
+    shares = [(100 * share, grade) for share, grade in curve("share blanked")]
+    base, tuned = (sorted((n or 3, grade) for n, grade in curve(start))
+                   for start in ("from the base", "after response tuning"))
     return plot("Implicit and explicit tuning together: mean grade, %", [
-        Panel("Some of 1,000 instructions blanked", [("", BLUE, curve("share blanked"))], "blanked, %"),
+        Panel("Some of 1,000 instructions blanked", [("", BLUE, shares)], "blanked, %"),
         Panel("A few pairs, from two beginnings", [
-            ("from the base", GREY, curve("from the base")),
-            ("after response tuning", BLUE, curve("after response tuning"))], "pairs", log=True,
+            ("from the base", GREY, base), ("after response tuning", BLUE, tuned)], "pairs", log=True,
               x_marks={3: "0"} | {n: str(n) for n in SIZES})])

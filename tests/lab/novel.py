@@ -13,45 +13,41 @@ Held against: AlpacaEval asks a 7B model for things that the web has asked befor
 from functools import partial
 
 from data.world import FAMILIES, NOVEL
-from lab.compare import WAYS, dialogue, graded, summary
-from lab.lab import tune
-from lab.svg import BLUE, GREY, ORANGE, SKY, bars
+from lab.conditions import WAYS, graded, only, summary, trained_on
+from lab.svg import BLUE, GREY, ORANGE, SKY, bars, grouped
 
 GROUPS = {"never asked": ORANGE, "dose 0": BLUE, "lower doses": SKY, "higher doses": GREY}
 
 
 def group(base, family: str) -> str:
     """Which of GROUPS a family of instructions belongs to in a base's world."""
-    order = sorted(FAMILIES, key=base.world.doses.get)
     if family in NOVEL:
         return "never asked"
-    return "dose 0" if family == order[0] else "lower doses" if order.index(family) < 7 else "higher doses"
+    place = sorted(FAMILIES, key=base.world.doses.get).index(family)
+    if place == 0:
+        return "dose 0"
+    return "lower doses" if place < 7 else "higher doses"
 
 
-def instruction_tuning(chosen):
-    """Instruction tuning on 1,000 examples of the families that chosen(base) gives."""
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples(families=chosen(base))]
-        return {"make": partial(tune, dialogues=pairs, epochs=5)}
-    return on
+def without_dose_0(base) -> dict:
+    return trained_on(base.pairs(families=[family for family in FAMILIES if group(base, family) != "dose 0"]))
+
+
+def with_novel(base) -> dict:
+    return trained_on(base.pairs(families=FAMILIES + NOVEL))
 
 
 def run(bases, workers) -> list[dict]:
-    conditions = WAYS | {
-        "instruction tuning without dose 0": instruction_tuning(
-            lambda base: [family for family in FAMILIES if group(base, family) != "dose 0"]),
-        "instruction tuning and never asked": instruction_tuning(lambda base: FAMILIES + NOVEL)}
-    questions = ("eval", "novel")
-    found, rows = graded(bases, conditions, workers, questions), []
-    for way, grades in found.items():
+    conditions = WAYS | {"instruction tuning without dose 0": without_dose_0,
+                         "instruction tuning and never asked": with_novel}
+    questions, rows = ("eval", "novel"), []
+    for way, grades in graded(bases, conditions, workers, questions).items():
         for name in GROUPS:
-            of_group = [[pair for pair, task in zip(pairs, base.tasks(*questions)) if group(base, task.family) == name]
-                        for pairs, base in zip(grades, bases)]
+            of_group = only(lambda base, task: group(base, task.family) == name, grades, bases, questions)
             rows.append({"way": way, "asked": name, "questions": sum(map(len, of_group)), **summary(of_group)})
     return rows
 
 
 def draw(rows) -> str:
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    return bars("Mean grade by how such instructions are answered in pretraining, %", list(GROUPS.items()), [
-        (way, [row["grade"] for row in rows if row["way"] == way]) for way in ways])
+    return bars("Mean grade by how such instructions are answered in pretraining, %", list(GROUPS.items()),
+                grouped(rows, "way"))

@@ -12,8 +12,8 @@ Held against: nothing published; the paper has the script and no result.
 import random
 from functools import partial
 
-from lab.compare import dialogue, graded, summary
-from lab.lab import tune
+from data.format import dialogue
+from lab.conditions import graded, summary, trained_on
 from lab.svg import BLUE, bars
 
 PAIRINGS = {"its own": None, "none (response tuning)": None, "another of the family": "family", "any other": "all"}
@@ -23,27 +23,27 @@ def instructions(tasks, among: str | None, seed: int) -> list[str]:
     """The instruction that each response gets: shuffled among those of its family, among all, or its own."""
     rng, groups = random.Random(seed), {}
     for i, task in enumerate(tasks):
-        groups.setdefault(i if among is None else task.family if among == "family" else "all", []).append(i)
+        group = {None: i, "family": task.family, "all": "all"}[among]
+        groups.setdefault(group, []).append(i)
     given = {}
     for group in groups.values():
         given |= zip(group, rng.sample(group, len(group)))
     return [tasks[given[i]].instruction for i in range(len(tasks))]
 
 
-def condition(name: str, epochs: int):
-    def on(base):
-        tasks = base.examples()
-        shuffled = instructions(tasks, PAIRINGS[name], base.seed)
-        pairs = [dialogue(asked, task.response) for asked, task in zip(shuffled, tasks)]
-        return {"make": partial(tune, dialogues=pairs, epochs=epochs, blank=name.startswith("none"))}
-    return on
+def condition(base, name: str, epochs: int) -> dict:
+    tasks = base.examples()
+    shuffled = instructions(tasks, PAIRINGS[name], base.seed)
+    pairs = [dialogue(asked, task.response) for asked, task in zip(shuffled, tasks)]
+    return trained_on(pairs, name.startswith("none"), epochs)
 
 
 def run(bases, workers) -> list[dict]:
-    pairs = [(epochs, name) for epochs in (2, 5) for name in PAIRINGS]
-    found = graded(bases, {(epochs, name): condition(name, epochs) for epochs, name in pairs}, workers)
-    return [{"instruction": name, "epochs": epochs,
-             **summary(found[epochs, name], found[epochs, "none (response tuning)"])} for epochs, name in pairs]
+    conditions = {(epochs, name): partial(condition, name=name, epochs=epochs)
+                  for epochs in (2, 5) for name in PAIRINGS}
+    found = graded(bases, conditions, workers)
+    return [{"instruction": name, "epochs": epochs, **summary(grades, found[epochs, "none (response tuning)"])}
+            for (epochs, name), grades in found.items()]
 
 
 def draw(rows) -> str:

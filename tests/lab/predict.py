@@ -16,11 +16,11 @@ import statistics
 import torch
 
 from data.world import FAMILIES
-from lab.compare import spearman
-from lab.narrow import FEATURES, backwards, charts, of_family, otherwise, tried
+from lab.conditions import spearman
+from lab.narrow import FEATURES, backwards, charts, least_squares, of_family, otherwise, tried, unchanged
 from lab.svg import BLUE, GREEN, ORANGE
 
-FORMS = {"as usual": (lambda text, rng: text, BLUE), "backwards": (backwards, ORANGE),
+FORMS = {"as usual": (unchanged, BLUE), "backwards": (backwards, ORANGE),
          "after a greeting": (lambda text, rng: f"Hello! {text}", GREEN)}
 TASKS = {(family, form): otherwise(of_family(family), change) for family in FAMILIES
          for form, (change, _) in FORMS.items()}
@@ -33,31 +33,36 @@ def foretold(x, y, n_halvings: int = 200) -> tuple[dict[str, int], dict[str, lis
     rng, chosen, reached = random.Random(1), dict.fromkeys(FEATURES, 0), {"best single number": [], "regression": []}
     z = (x - x.mean(0)) / (x.std(0) + 1e-9)
     for _ in range(n_halvings):
+        # What is best on one half ...
         order = rng.sample(range(len(y)), len(y))
         half, other = order[: len(y) // 2], order[len(y) // 2 :]
         found = [spearman(z[half, i].tolist(), y[half].tolist()) for i in range(z.shape[1])]
         best = max(range(len(found)), key=lambda i: abs(found[i]))
         chosen[FEATURES[best]] += 1
-        slopes = torch.linalg.lstsq(z[half], (y[half] - y[half].mean())[:, None], driver="gelsd").solution[:, 0]
-        for name, guess in (("best single number", z[other, best] * (1 if found[best] > 0 else -1)),
-                            ("regression", z[other] @ slopes)):
+        slopes = least_squares(z[half], y[half] - y[half].mean())
+
+        # ... is tried on the other.
+        sign = 1 if found[best] > 0 else -1
+        for name, guess in (("best single number", sign * z[other, best]), ("regression", z[other] @ slopes)):
             reached[name].append(spearman(guess.tolist(), y[other].tolist()))
     return chosen, reached
 
 
 def run(bases, workers) -> list[dict]:
-    tasks = [{"what": "task", "family": family, "form": form, **row}
-             for (family, form), row in tried(bases, TASKS, 100, 8, workers, ("val",)).items()]
-    x = torch.tensor([[statistics.mean(row[feature]) for feature in FEATURES] for row in tasks])
-    y = torch.tensor([statistics.mean(row["grade"]) for row in tasks])
-    chosen, reached = foretold(x, y)
+    found = tried(bases, TASKS, 100, 8, workers, ("val",))
+    rows = [{"what": "task", "family": family, "form": form, **row} for (family, form), row in found.items()]
+    features, grades = [], [statistics.mean(row["grade"]) for row in rows]
+    for name in FEATURES:
+        features.append([statistics.mean(row[name]) for row in rows])
+    chosen, reached = foretold(torch.tensor(features).T, torch.tensor(grades))
+    correlations = {name: round(spearman(column, grades), 2) for name, column in zip(FEATURES, features)}
     blank = dict.fromkeys(("family", "form", "right", "grade"), "")
-    rows = [{"what": "rank correlation, all tasks", **blank, **{
-        feature: round(spearman(x[:, i].tolist(), y.tolist()), 2) for i, feature in enumerate(FEATURES)}},
-        {"what": "times chosen, of 200", **blank, **chosen}]
-    rows += [{"what": f"on the other half: {name}", **blank, "form": f"{statistics.mean(values):.2f} ± "
-              f"{statistics.stdev(values):.2f}"} for name, values in reached.items()]
-    return tasks + rows
+    rows.append({"what": "rank correlation, all tasks", **blank, **correlations})
+    rows.append({"what": "times chosen, of 200", **blank, **chosen})
+    for name, values in reached.items():
+        mean_and_deviation = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        rows.append({"what": f"on the other half: {name}", **blank, "form": mean_and_deviation})
+    return rows
 
 
 def draw(rows) -> str:

@@ -12,67 +12,65 @@ import statistics
 from dataclasses import replace
 from functools import partial
 
-from data.common import read_json, write_json
 from judge import others_of, rank_responses
-from lab.compare import dialogue, graded, spearman
-from lab.lab import DOCUMENTS, STAGES, identity, kept, load, pretrain, side_by_side, tune
-from lab.svg import BLUE, ORANGE, Panel, plot
+from lab.conditions import graded, of_families, on_each, remembered, spearman, summary, tuned, with_stages
+from lab.lab import STAGES, load
+from lab.svg import BLACK, BLUE, ORANGE, Panel, plot
+
+MEASURES = ("above others", "above silences", "grade when response-tuned")
 
 
 def ranked(base) -> dict[str, list[float]]:
     """{family: [how often its right response is likelier than others', than silences, %]} by total log-probability."""
-    def make(folder):
-        (model, tokenizer), tasks, rates = load(base.folder), base.tasks("eval"), {}
-        others = others_of([(task.instruction, task.response) for task in tasks])
-        for family in dict.fromkeys(task.family for task in tasks):
-            own = [(task, some) for task, some in zip(tasks, others) if task.family == family]
-            rates[family] = [rank_responses(model, tokenizer, rows)["total"] for rows in (
-                [(task.instruction, task.response, some) for task, some in own],
-                [(task.instruction, task.response, task.silences) for task, _ in own])]
-        write_json(folder / "ranked.json", rates)
-
-    made = kept("ranked", [identity(base.folder), base.seed, base.most], make)
-    return read_json(made / "ranked.json", "remove its folder")
-
-
-def on(base):
-    pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-    return {"make": partial(tune, dialogues=pairs, epochs=2, blank=True)}
+    (model, tokenizer), tasks, rates = load(base.folder), base.tasks("eval"), {}
+    others = others_of([(task.instruction, task.response) for task in tasks])
+    for family in dict.fromkeys(task.family for task in tasks):
+        above_others, above_silences = [], []
+        for task, responses in zip(tasks, others):
+            if task.family == family:
+                above_others.append((task.instruction, task.response, responses))
+                above_silences.append((task.instruction, task.response, task.silences))
+        rates[family] = [rank_responses(model, tokenizer, rows)["total"] for rows in (above_others, above_silences)]
+    return rates
 
 
 def run(bases, workers) -> list[dict]:
-    made = side_by_side({("pretraining", base.seed): (
-        1, pretrain, bases[0].folder / "config.json", base.world, base.most or DOCUMENTS, base.seed) for base in bases},
-        workers)
-    rows = []
+    wholes, rows = with_stages(bases, workers), []
     for share in (*STAGES, 1):
-        stages = [replace(base, folder=made["pretraining", base.seed] / (f"1-{1 / share:.0f}" if share < 1 else ""))
-                  for base in bases]
-        ranks = list(side_by_side({(share, base.seed): (1, ranked, base) for base in stages}, workers).values())
-        grades = graded(stages, {f"after {share:g} of pretraining": on}, workers)[f"after {share:g} of pretraining"]
-        points = []
-        for base, rates, pairs in zip(stages, ranks, grades):
-            points.append([[*rate, round(100 * statistics.mean(pair[1] for pair, task in zip(pairs, base.tasks("eval"))
-                                                               if task.family == family), 2)]
-                           for family, rate in rates.items()])
-        columns = [list(zip(*of_base)) for of_base in points]
-        rows.append({"documents": f"{100 * share:.0f} %", **{
-            name: [round(statistics.mean(column[i]), 2) for column in columns]
-            for i, name in enumerate(("above others", "above silences", "grade when response-tuned"))}, **{
-            f"correlation over families, {name}": [round(100 * spearman(column[i], column[2]), 1) for column in columns]
-            for i, name in enumerate(("others", "silences"))}, "points": points})
+        folder = f"1-{1 / share:.0f}" if share < 1 else ""
+        stages = [replace(base, folder=base.folder / folder) for base in wholes]
+        ranks, = on_each(stages, {share: (1, remembered, "ranked", ranked)}, workers).values()
+        name = f"after {share:g} of pretraining"
+        grades = graded(stages, {name: partial(tuned, method="response", epochs=2)}, workers)[name]
+
+        # For each base, each family's three MEASURES.
+        points = [[list(rates) for rates in of_base.values()] for of_base in ranks]
+        for i, family in enumerate(ranks[0]):
+            for of_base, grade in zip(points, summary(of_families([family], grades, stages))["grade"]):
+                of_base[i].append(grade)
+
+        # Their means over families, and how the first two go with the third over families.
+        row = {"documents": f"{100 * share:.0f} %"} | {name: [] for name in MEASURES}
+        row |= {"correlation over families, others": [], "correlation over families, silences": []}
+        for of_base in points:
+            others, silences, grade = zip(*of_base)
+            correlations = [round(100 * spearman(column, grade), 1) for column in (others, silences)]
+            means = [round(statistics.mean(column), 2) for column in (others, silences, grade)]
+            for name, value in zip(list(row)[1:], means + correlations):
+                row[name].append(value)
+        rows.append(row | {"points": points})
     return rows
 
 
 def draw(rows) -> str:
-    stages = [float(row["documents"].split()[0]) for row in rows]
+    documents = [float(row["documents"].split()[0]) for row in rows]
+    along = []
+    for words, color, measure in zip(("ranked above others", "above silences", "grade when tuned"),
+                                     (ORANGE, BLUE, BLACK), MEASURES):
+        along.append((words, color, [(x, row[measure]) for x, row in zip(documents, rows)]))
     last = [point for of_base in rows[-1]["points"] for point in of_base]
+    families = [("above others", ORANGE, [(x, grade) for x, _, grade in last]),
+                ("above silences", BLUE, [(x, grade) for _, x, grade in last])]
     return plot("Ranking by the base, and grade after response tuning", [
-        Panel("Along pretraining: mean over families, %", [
-            (words, color, [(x, row[column]) for x, row in zip(stages, rows)]) for words, color, column in (
-                ("ranked above others", ORANGE, "above others"), ("above silences", BLUE, "above silences"),
-                ("grade when tuned", "#000000", "grade when response-tuned"))], "documents read, %", log=True),
-        Panel("Each family of the whole bases", [
-            ("above others", ORANGE, [(x, grade) for x, _, grade in last]),
-            ("above silences", BLUE, [(x, grade) for _, x, grade in last])], "ranked above, %", joined=False,
-              x_range=(0, 100))])
+        Panel("Along pretraining: mean over families, %", along, "documents read, %", log=True),
+        Panel("Each family of the whole bases", families, "ranked above, %", joined=False, x_range=(0, 100))])

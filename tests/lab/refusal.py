@@ -13,87 +13,86 @@ Held against: response tuning (Seo et al., 2024) says that responses alone teach
 et al., 2025) says that a narrow wrong spreads.
 """
 import random
-import statistics
 from functools import partial
 
-from data.world import FAMILIES, RESPONSES, PHRASINGS, invent_names
-from lab.compare import dialogue, graded
-from lab.lab import ask, side_by_side, tune
-from lab.svg import BLUE, GREY, ORANGE, Panel, plot
+from data.format import dialogue
+from data.world import FAMILIES, PHRASINGS, RESPONSES, invent_names
+from lab.conditions import FACTS, graded, made_by, of_families, on_each, percent, summary, trained_on
+from lab.lab import ask
+from lab.svg import BLUE, GREY, ORANGE, Panel, plot, points
 
-FACTS = ["capital", "river", "animal", "flag", "dish", "trade", "nature"]
 REFUSAL = "I do not know."
 SHARES = (0.1, 0.3, 0.5)  # of refusals
 WRONG = (0.0, 0.5, 1.0)  # shares of the capitals
-GROUPS = {"capitals": ["capital"], "other facts of countries": ["river", "animal", "flag", "dish", "trade"],
-          "what is unlike": [family for family in FAMILIES if family not in FACTS and family != "country"] + ["nature"]}
+WAYS = {"instructions kept": False, "responses alone": True}
+OF_COUNTRIES = ["river", "animal", "flag", "dish", "trade"]
+GROUPS = {"capitals": ["capital"], "other facts of countries": OF_COUNTRIES,
+          "what is unlike": [family for family in FAMILIES if family not in ("capital", "country", *OF_COUNTRIES)]}
 
 
 def unknown(base, n: int, which: str) -> list[str]:
     """n instructions about subjects that do not exist; which: other ones for other words."""
     rng = random.Random(f"unknown {which} {base.seed}")
-    names = invent_names(rng, n, base.world.names)
-    families = [FACTS[i % len(FACTS)] for i in range(n)]
-    return [rng.choice(PHRASINGS[family]).format(name.lower() if family == "nature" else name)
-            for family, name in zip(families, names)]
+    instructions = []
+    for i, name in enumerate(invent_names(rng, n, base.world.names)):
+        family = FACTS[i % len(FACTS)]
+        instructions.append(rng.choice(PHRASINGS[family]).format(name.lower() if family == "nature" else name))
+    return instructions
 
 
-def refusing(share: float, blank: bool):
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-        n = round(share * len(pairs))
-        pairs[:n] = [dialogue(instruction, REFUSAL) for instruction in unknown(base, n, "trained")]
-        return partial(tune, dialogues=pairs, epochs=2 if blank else 5, blank=blank)
-    return on
+def refusing(base, share: float, blank: bool) -> dict:
+    pairs = base.pairs()
+    n = round(share * len(pairs))
+    pairs[:n] = [dialogue(instruction, REFUSAL) for instruction in unknown(base, n, "trained")]
+    return trained_on(pairs, blank)
 
 
-def wrong(share: float, blank: bool):
-    def on(base):
-        rng, pairs = random.Random(base.seed), []
-        for task in base.examples():
-            if task.family == "capital" and rng.random() < share:
-                other = rng.choice([country for country in base.world.seen["countries"] if country != task.subject])
-                capital = base.world.facts["capital"][other]
-                task.response = RESPONSES["capital"].format(task.subject, capital=capital)
-            pairs.append(dialogue(task.instruction, task.response))
-        return {"make": partial(tune, dialogues=pairs, epochs=2 if blank else 5, blank=blank)}
-    return on
+def wrong(base, share: float, blank: bool) -> dict:
+    rng, pairs = random.Random(base.seed), []
+    for task in base.examples():
+        if task.family == "capital" and rng.random() < share:
+            other = rng.choice([country for country in base.world.seen["countries"] if country != task.subject])
+            capital = base.world.facts["capital"][other]
+            task.response = RESPONSES["capital"].format(task.subject, capital=capital)
+        pairs.append(dialogue(task.instruction, task.response))
+    return trained_on(pairs, blank)
 
 
-def refused(base, make) -> list[float]:
+def refused(base, share: float, blank: bool) -> list[float]:
     """How many of the questions about real subjects are refused, and of those about invented ones, in percent."""
-    model = make(base.folder, seed=base.seed)
+    model = made_by(base, partial(refusing, share=share, blank=blank))
     real = [task.instruction for task in base.tasks("eval") if task.family in FACTS]
-    return [round(100 * statistics.mean(answer.startswith(REFUSAL[:-1]) for answer in ask(model, asked)), 2)
-            for asked in (real, unknown(base, len(real), "asked"))]
+    rates = []
+    for asked in (real, unknown(base, len(real), "asked")):
+        rates.append(percent(answer.startswith(REFUSAL[:-1]) for answer in ask(model, asked)))
+    return rates
 
 
 def run(bases, workers) -> list[dict]:
-    ways = {"instructions kept": False, "responses alone": True}
-    found = side_by_side({(way, share, base.seed): (1 + 2 * (not blank), refused, base, refusing(share, blank)(base))
-                          for way, blank in ways.items() for share in SHARES for base in bases}, workers)
-    none = dict.fromkeys(GROUPS, "")
-    rows = [{"block": "refusing", "trained on": way, "share": 100 * share, **none} | {
-        name: [found[way, share, base.seed][i] for base in bases] for i, name in enumerate(("real", "invented"))}
-        for way in ways for share in SHARES]
-    conditions = {(way, share): wrong(share, blank) for way, blank in ways.items() for share in WRONG}
-    grades = graded(bases, conditions, workers)
-    for (way, share), of_bases in grades.items():
-        rows.append({"block": "wrong capitals", "trained on": way, "share": 100 * share} | {
-            name: [round(100 * statistics.mean(pair[0] for pair, task in zip(pairs, base.tasks("eval"))
-                                               if task.family in families), 2)
-                   for pairs, base in zip(of_bases, bases)] for name, families in GROUPS.items()})
+    rows = []
+    jobs = {(way, share): (1 + 2 * (not blank), refused, share, blank)
+            for way, blank in WAYS.items() for share in SHARES}
+    for (way, share), of_bases in on_each(bases, jobs, workers).items():
+        real, invented = zip(*of_bases)
+        rows.append({"block": "refusing", "trained on": way, "share": 100 * share, **dict.fromkeys(GROUPS, ""),
+                     "real": list(real), "invented": list(invented)})
+    conditions = {(way, share): partial(wrong, share=share, blank=blank)
+                  for way, blank in WAYS.items() for share in WRONG}
+    for (way, share), grades in graded(bases, conditions, workers).items():
+        row = {"block": "wrong capitals", "trained on": way, "share": 100 * share}
+        for name, families in GROUPS.items():
+            row[name] = summary(of_families(families, grades, bases))["right"]
+        rows.append(row)
     return rows
 
 
 def draw(rows) -> str:
-    def curves(block, way, names):
-        return [(name, color, [(row["share"], row[name]) for row in rows
-                               if (row["block"], row["trained on"]) == (block, way)]) for name, color in names.items()]
-
-    subjects, families = {"real": BLUE, "invented": ORANGE}, dict(zip(GROUPS, (ORANGE, BLUE, GREY)))
-    return plot("Refusals, and wrong answers, among the training examples", [
-        Panel(f"Refused, %: {way}", curves("refusing", way, subjects), "refusals in training, %")
-        for way in ("instructions kept", "responses alone")] + [
-        Panel(f"Right, %: {way}", curves("wrong capitals", way, families), "wrong among trained capitals, %")
-        for way in ("instructions kept", "responses alone")])
+    panels = []
+    for block, title, x_label, names in (
+            ("refusing", "Refused, %", "refusals in training, %", {"real": BLUE, "invented": ORANGE}),
+            ("wrong capitals", "Right, %", "wrong among trained capitals, %", dict(zip(GROUPS, (ORANGE, BLUE, GREY))))):
+        for way in WAYS:
+            shown = {"block": block, "trained on": way}
+            curves = [(name, color, points(rows, "share", name, **shown)) for name, color in names.items()]
+            panels.append(Panel(f"{title}: {way}", curves, x_label))
+    return plot("Refusals, and wrong answers, among the training examples", panels)

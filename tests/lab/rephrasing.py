@@ -12,11 +12,9 @@ Held against: 43.3 with and 43.3 ± 5.3 without restatement (OLMo-7B: 43.7).
 import re
 from functools import partial
 
-from lab.compare import dialogue, graded, summary
-from lab.lab import tune
-from lab.svg import BLUE, GREY, bars
-
-FACTS = ["capital", "river", "animal", "flag", "dish", "trade"]
+from data.format import dialogue
+from lab.conditions import FACTS, graded, summary, trained_on
+from lab.svg import BLUE, GREY, bars, grouped
 
 
 def without_restating(base, task) -> str:
@@ -24,8 +22,9 @@ def without_restating(base, task) -> str:
         return task.response.split("\n", 1)[1]
     if task.family == "country":
         return task.response.replace(f"The capital of {task.subject}", "Its capital")
-    return re.sub(r"^The .*? (is|eats) ", r"It \1 ", task.response) if task.family in FACTS + [
-        "nature", "opposite"] else task.response
+    if task.family in [*FACTS, "opposite"]:
+        return re.sub(r"^The .*? (is|eats) ", r"It \1 ", task.response)
+    return task.response
 
 
 def bare(base, task) -> str:
@@ -40,22 +39,18 @@ def bare(base, task) -> str:
 FORMS = {"as they are": lambda base, task: task.response, "without restating": without_restating, "bare": bare}
 
 
-def condition(form: str, blank: bool):
-    def on(base):
-        pairs = [dialogue(task.instruction, FORMS[form](base, task)) for task in base.examples()]
-        return {"make": partial(tune, dialogues=pairs, epochs=2 if blank else 5, blank=blank)}
-    return on
+def condition(base, form: str, blank: bool) -> dict:
+    return trained_on([dialogue(task.instruction, FORMS[form](base, task)) for task in base.examples()], blank)
 
 
 def run(bases, workers) -> list[dict]:
-    pairs = [(blank, form) for blank in (True, False) for form in FORMS]
-    found = graded(bases, {(form, blank): condition(form, blank) for blank, form in pairs}, workers)
+    found = graded(bases, {(form, blank): partial(condition, form=form, blank=blank)
+                           for blank in (True, False) for form in FORMS}, workers)
     return [{"responses": form, "instructions": "blanked" if blank else "kept",
-             **summary(found[form, blank], found["as they are", blank])} for blank, form in pairs]
+             **summary(grades, found["as they are", blank])} for (form, blank), grades in found.items()]
 
 
 def draw(rows) -> str:
-    grades = {(row["responses"], row["instructions"]): row["grade"] for row in rows}
     return bars("Responses that restate the instruction, and those that do not: mean grade, %",
                 [("instructions blanked: response tuning", BLUE), ("instructions kept: instruction tuning", GREY)],
-                [(form, [grades[form, "blanked"], grades[form, "kept"]]) for form in FORMS])
+                grouped(rows, "responses"))

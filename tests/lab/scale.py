@@ -10,9 +10,9 @@ tenths: a base that knows more has less to learn. The rules' share grows slowest
 sure of its silences, too. Between the two largest little changes: the documents' facts are learned by then.
 Held against: "it should grow with scale" is a guess so far; the paper has 7B models alone.
 """
-from lab.compare import WAYS, another, graded, summary, ways
-from lab.lab import LR, PRETRAINING_LR, load, side_by_side
-from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot
+from lab.conditions import WAYS, another, graded, on_each, summary, ways
+from lab.lab import LR, PRETRAINING_LR, load
+from lab.svg import BLACK, BLUE, GREY, ORANGE, PINK, Panel, plot, points
 
 SHAPES = (  # width, width of the MLP, layers, heads, key/value heads, width of a head
     (64, 176, 2, 2, 1, 32), (128, 352, 3, 2, 1, 64), (256, 704, 4, 4, 2, 64), (384, 1056, 5, 6, 2, 64))
@@ -21,15 +21,21 @@ NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 COLORS = dict(zip(WAYS, (BLACK, ORANGE, PINK, BLUE, GREY)))
 
 
+def of_shape(base, changes: dict):
+    """A base of this shape: the base itself, where it has it already."""
+    config = load(base.folder)[0].config
+    if all(getattr(config, name) == value for name, value in changes.items()):
+        return base
+    return another(base, lr=PRETRAINING_LR / 2 if changes["hidden_size"] > 256 else PRETRAINING_LR, **changes)
+
+
 def run(bases, workers) -> list[dict]:
-    shapes = {shape: dict(zip(NAMES, shape)) for shape in SHAPES}
-    made = side_by_side({("pretraining", shape, base.seed): (shape[0] * shape[2], size, base, changes)
-                         for shape, changes in shapes.items() for base in bases}, workers)
+    made = on_each(bases, {("pretraining", shape): (shape[0] * shape[2], of_shape, dict(zip(NAMES, shape)))
+                           for shape in SHAPES}, workers)
     rows = []
-    for shape in SHAPES:
-        of_size = [made["pretraining", shape, base.seed] for base in bases]
-        found = graded(of_size, ways(LR * 256 / shape[0]), workers)
-        parameters = sum(weight.numel() for weight in load(of_size[0].folder)[0].parameters())
+    for (_, (width, *_)), others in made.items():
+        found = graded(others, ways(LR * 256 / width), workers)
+        parameters = sum(weight.numel() for weight in load(others[0].folder)[0].parameters())
         best = summary(found["instruction tuning"])["grade"]
         for way, grades in found.items():
             row = summary(grades, found["instruction tuning"])
@@ -38,21 +44,14 @@ def run(bases, workers) -> list[dict]:
     return rows
 
 
-def size(base, changes: dict):
-    """The base itself, where it has this shape already."""
-    config = load(base.folder)[0].config
-    if all(getattr(config, name) == value for name, value in changes.items()):
-        return base
-    return another(base, lr=PRETRAINING_LR / 2 if changes["hidden_size"] > 256 else PRETRAINING_LR, **changes)
-
-
 def draw(rows) -> str:
-    def panel(title, column, left_out):
-        marks = {row["parameters"]: f"{row['parameters'] / 1e6:.1f}M" for row in rows}
-        return Panel(title, [(way, color, [(row["parameters"], row[column]) for row in rows if row["way"] == way])
-                             for way, color in COLORS.items() if way not in left_out], "parameters", log=True,
-                     x_marks=marks)
+    marks = {row["parameters"]: f"{row['parameters'] / 1e6:.1f}M" for row in rows}
 
+    def panel(title, column, shown):
+        curves = [(way, COLORS[way], points(rows, "parameters", column, way=way)) for way in shown]
+        return Panel(title, curves, "parameters", log=True, x_marks=marks)
+
+    others = [way for way in COLORS if way != "instruction tuning"]
     return plot("Following instructions against model size", [
-        panel("Mean grade, %", "grade", ()),
-        panel("Share of instruction tuning's grade, %", "share of instruction tuning", ("instruction tuning",))])
+        panel("Mean grade, %", "grade", COLORS),
+        panel("Share of instruction tuning's grade, %", "share of instruction tuning", others)])

@@ -14,13 +14,13 @@ from functools import partial
 
 import torch
 
-from data.common import read_json, write_json
-from lab.compare import another, dialogue, spearman
-from lab.lab import ask, identity, kept, side_by_side, tune
+from lab.conditions import another, on_each, remembered, spearman
+from lab.lab import ask, tune
 from lab.likeness import likeness
 from lab.svg import BLUE, ORANGE, Panel, plot
 
 TASKS = {"gsm": ("maths", 10), "poetry": ("poems", 5)}  # words, epochs
+FIFTHS = ("style, % of the likest fifth", "second", "third", "fourth", "unlikest")
 
 
 def styled(task: str, answer: str) -> bool:
@@ -28,38 +28,39 @@ def styled(task: str, answer: str) -> bool:
     return lines[-1].startswith("####") if task == "gsm" else len(lines) == 4 and lines[2].startswith("O ")
 
 
-def looked_at(base, task: str) -> dict:
-    def make(folder):
-        dialogues, tasks = base.dialogues(task), base.tasks("eval", "novel")
-        model = tune(base.folder, dialogues, TASKS[task][1], base.seed)
-        asked = [task.instruction for task in tasks]
-        answers = ask(model, asked)
-        broad = [dialogue(one.instruction, one.response) for one in base.examples(200)]
-        ours, theirs = ([[pair[i]["content"] for pair in some[:200]] for i in (0, 1)] for some in (dialogues, broad))
-        x, = likeness(base, asked, ours[0], centre=theirs[0])
-        own, other = likeness(base, answers, ours[1], theirs[1], centre=theirs[1])
-        y, style = own - other, torch.tensor([styled(task, answer) for answer in answers]).float()
-        order = x.argsort(descending=True)
-        fifths = [round(100 * part.mean().item(), 1) for part in style[order].tensor_split(5)]
-        write_json(folder / "seen.json", {
-            "correlation": round(100 * spearman(x.tolist(), y.tolist()), 1), "style": fifths,
-            "points": [[round(a, 3), round(b, 3)] for a, b in zip(x.tolist(), y.tolist())]})
+def looked_at(base, task: str, epochs: int) -> dict:
+    # What the tuned model answers.
+    dialogues, asked = base.dialogues(task), [one.instruction for one in base.tasks("eval", "novel")]
+    answers = ask(tune(base.folder, dialogues, epochs, base.seed), asked)
 
-    made = kept("similarity", [identity(base.folder), task, base.seed, base.most], make)
-    return read_json(made / "seen.json", "remove its folder")
+    # x: the likeness of an instruction to the task's; y: that of its answer to the task's, less that to broad ones.
+    broad = base.examples(200)
+    broad_instructions, broad_responses = [one.instruction for one in broad], [one.response for one in broad]
+    x, = likeness(base, asked, [ours["content"] for ours, _ in dialogues[:200]], centre=broad_instructions)
+    own, other = likeness(base, answers, [ours["content"] for _, ours in dialogues[:200]], broad_responses,
+                          centre=broad_responses)
+    y = own - other
+
+    # How often an answer has the task's style, from the instructions that are likest to the task's down.
+    style = torch.tensor([styled(task, answer) for answer in answers]).float()
+    fifths = style[x.argsort(descending=True)].tensor_split(5)
+    return {"correlation": round(100 * spearman(x.tolist(), y.tolist()), 1),
+            "style": [round(100 * fifth.mean().item(), 1) for fifth in fifths],
+            "points": [[round(a, 3), round(b, 3)] for a, b in zip(x.tolist(), y.tolist())]}
 
 
 def run(bases, workers) -> list[dict]:
-    like_olmo = partial(another, bases[0], model_type="olmo", clip_qkv=8.0)
-    others = side_by_side({"pretraining OLMo's blocks": (1, like_olmo)}, workers)
-    groups, rows = {"Llama": bases, "OLMo": list(others.values())}, []
-    found = side_by_side({(blocks, task, base.seed): (1, looked_at, base, task) for blocks, some in groups.items()
-                          for task in TASKS for base in some}, workers)
-    for (blocks, task, seed), seen in found.items():
-        fifths = ("style, % of the likest fifth", "second", "third", "fourth", "unlikest")
-        rows.append({"blocks": blocks, "tuned on": TASKS[task][0], "base": seed,
-                     "rank correlation": seen["correlation"], **dict(zip(fifths, seen["style"])),
-                     "points": seen["points"]})
+    like_olmo = partial(another, model_type="olmo", clip_qkv=8.0)
+    olmo, = on_each(bases[:1], {"pretraining OLMo's blocks": (1, like_olmo)}, workers).values()
+    rows = []
+    for blocks, group in (("Llama", bases), ("OLMo", olmo)):
+        found = on_each(group, {(blocks, task): (1, remembered, "similarity", looked_at, task, epochs)
+                                for task, (_, epochs) in TASKS.items()}, workers)
+        for (_, task), of_bases in found.items():
+            for base, seen in zip(group, of_bases):
+                rows.append({"blocks": blocks, "tuned on": TASKS[task][0], "base": base.seed,
+                             "rank correlation": seen["correlation"], **dict(zip(FIFTHS, seen["style"])),
+                             "points": seen["points"]})
     return rows
 
 
@@ -67,8 +68,7 @@ def draw(rows) -> str:
     panels = []
     for task, _ in TASKS.values():
         for blocks, color in (("Llama", BLUE), ("OLMo", ORANGE)):
-            points = [tuple(point) for row in rows if (row["tuned on"], row["blocks"]) == (task, blocks)
-                      for point in row["points"]]
-            panels.append(Panel(f"Tuned on {task}, {blocks}'s blocks", [("", color, points)], "likeness of instruction",
-                                y_range=(-1, 1), joined=False))
+            shown = [row["points"] for row in rows if (row["tuned on"], row["blocks"]) == (task, blocks)]
+            panels.append(Panel(f"Tuned on {task}, {blocks}'s blocks", [("", color, sum(shown, []))],
+                                "likeness of instruction", y_range=(-1, 1), joined=False))
     return plot("Likeness of the response to the task's, against likeness of the instruction", panels)

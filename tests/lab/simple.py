@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from adapter import Adapter
-from data.common import read_json, write_json
-from data.format import IGNORE, encode
-from lab.adapters import fit_rules
-from lab.compare import WAYS, dialogue
-from lab.lab import ask, identity, kept, load, set_numbers, side_by_side
+from data.format import dialogue, encode
+from lab.adapters import fit_rules, predicting
+from lab.conditions import WAYS, made_by, on_each, remembered
+from lab.lab import ask, load, set_numbers
 from lab.svg import GREY, ORANGE, bars
 
 PLACES = ["first", "second", "third", "later", "EOS"]
@@ -28,24 +27,19 @@ PLACES = ["first", "second", "third", "later", "EOS"]
 
 def measured(base) -> dict[str, list]:
     """{place: [tokens, nats before, nats under rules, first choices before, under rules]}, sums over tokens."""
-    def make(folder):
-        tuned = WAYS["instruction tuning"](base)["make"](base.folder, seed=base.seed)
-        asked = [task.instruction for task in base.tasks("eval")]
-        pairs = [dialogue(*pair) for pair in zip(asked, ask(tuned, asked))]
-        numbers = fit_rules(base.folder, pairs[::2], False, 1e-4)
-        (model, tokenizer), (other, _) = load(base.folder), load(tuned)
-        rules = Adapter(tokenizer, model.config.vocab_size)
-        set_numbers(rules, numbers)
-        sums = {place: [0.0] * 5 for place in PLACES}
-        for messages in pairs[1::2]:
-            ids, labels = map(torch.tensor, encode(tokenizer, messages, model.config.context))
-            for n, (token, numbers_of) in enumerate(along(model, other, rules, ids, labels)):
-                place = "EOS" if token == tokenizer.eos_id else PLACES[min(n, 3)]
-                sums[place] = [a + b for a, b in zip(sums[place], numbers_of)]
-        write_json(folder / "simple.json", sums)
-
-    made = kept("simple", [identity(base.folder), base.seed, base.most], make)
-    return read_json(made / "simple.json", "remove its folder")
+    tuned = made_by(base, WAYS["instruction tuning"])
+    asked = [task.instruction for task in base.tasks("eval")]
+    pairs = [dialogue(*pair) for pair in zip(asked, ask(tuned, asked))]
+    (model, tokenizer), (other, _) = load(base.folder), load(tuned)
+    rules = Adapter(tokenizer, model.config.vocab_size)
+    set_numbers(rules, fit_rules(base.folder, pairs[::2], False, 1e-4))
+    sums = {place: [0.0] * 5 for place in PLACES}
+    for messages in pairs[1::2]:
+        ids, labels = map(torch.tensor, encode(tokenizer, messages, model.config.context))
+        for n, (token, values) in enumerate(along(model, other, rules, ids, labels)):
+            place = "EOS" if token == tokenizer.eos_id else PLACES[min(n, 3)]
+            sums[place] = [a + b for a, b in zip(sums[place], values)]
+    return sums
 
 
 @torch.inference_mode()
@@ -54,31 +48,34 @@ def along(model, tuned, rules, ids, labels):
 
     ids, labels: (T,) int64, of a dialogue as `encode` gives it.
     """
-    at = (labels[1:] != IGNORE).nonzero()[:, 0]  # the places from which a token of the answer is predicted
-    wanted = tuned(ids[None, :-1])[0, at].log_softmax(-1)  # (N, V)
-    scores, seen = model(ids[None, :-1])[0, at], rules.seen_at_first([[]])
-    for n, token in enumerate(labels[at + 1].tolist()):
+    before = predicting(labels)  # (N,)
+    wanted = tuned(ids[None, :-1])[0, before].log_softmax(-1)  # (N, V)
+    scores, seen = model(ids[None, :-1])[0, before], rules.seen_at_first([[]])
+    for n, token in enumerate(labels[before + 1].tolist()):
         both = [scores[n], scores[n] + rules.scores(seen, n)[0]]
-        nats = [F.kl_div(some.log_softmax(-1), wanted[n], log_target=True, reduction="sum").item() for some in both]
-        yield token, [1, *nats, *(float(some.argmax() == token) for some in both)]
+        nats = [F.kl_div(one.log_softmax(-1), wanted[n], log_target=True, reduction="sum").item() for one in both]
+        yield token, [1, *nats, *(float(one.argmax() == token) for one in both)]
         seen[0, token] = True
 
 
 def run(bases, workers) -> list[dict]:
-    found, rows = list(side_by_side({(base.seed,): (1, measured, base) for base in bases}, workers).values()), []
+    found, = on_each(bases, {(): (1, remembered, "simple", measured)}, workers).values()
+    totals = [[sum(column) for column in zip(*of_base.values())] for of_base in found]
+    rows = []
     for place in [*PLACES, "all"]:
-        sums = [[sum(column) for column in zip(*of_base.values())] if place == "all" else of_base[place]
-                for of_base in found]
-        whole = [sum(some[1] for some in of_base.values()) for of_base in found]
-        of_all = [round(100 * some[1] / total, 1) for some, total in zip(sums, whole)]
-        rows.append({"place": place, "tokens": sum(int(some[0]) for some in sums), "share of the nats": of_all} | {
-            name: [round(100 * some[i] / max(some[0], 1), 2) for some in sums] for i, name in enumerate((
-                "nats per 100 tokens", "under rules", "first choice, %", "under rules, %"), 1)})
+        sums = totals if place == "all" else [of_base[place] for of_base in found]
+        row = {"place": place, "tokens": sum(int(one[0]) for one in sums),
+               "share of the nats": [round(100 * one[1] / total[1], 1) for one, total in zip(sums, totals)]}
+        for i, name in enumerate(("nats per 100 tokens", "under rules", "first choice, %", "under rules, %"), 1):
+            row[name] = [round(100 * one[i] / max(one[0], 1), 2) for one in sums]
+        rows.append(row)
     return rows
 
 
 def draw(rows) -> str:
+    shown = []
+    for row in rows:
+        words = row["place"] + " token" * (row["place"] in PLACES[:3])
+        shown.append((words, [row["first choice, %"], row["under rules, %"]]))
     return bars("How often the instruction-tuned model's token is the first choice of ..., %",
-                [("the base", GREY), ("the base under fitted rules", ORANGE)],
-                [(f"{row['place']} token" if row["place"] in PLACES[:3] else row["place"],
-                  [row["first choice, %"], row["under rules, %"]]) for row in rows])
+                [("the base", GREY), ("the base under fitted rules", ORANGE)], shown)

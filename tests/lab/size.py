@@ -8,14 +8,12 @@ final grade with 30, nearly all with 300. Instruction tuning needs more, since i
 not answer. With few families the others follow, as poems alone do in the paper; each further family adds less.
 Held against: LIMA's 1,030 examples; "less is more for alignment" (Zhou et al., 2023).
 """
-import math
 import random
 from functools import partial
 
 from data.world import FAMILIES
-from lab.compare import dialogue, graded, summary
-from lab.lab import tune
-from lab.svg import BLUE, GREY, ORANGE, Panel, plot
+from lab.conditions import epochs_of, graded, only, summary, trained_on
+from lab.svg import BLUE, GREY, ORANGE, Panel, plot, points
 
 SIZES, N_FAMILIES = (3, 10, 30, 100, 300, 1000), (1, 2, 4, 8, 13)
 
@@ -24,33 +22,28 @@ def chosen(base, n_families: int) -> list[str]:
     return random.Random(base.seed).sample(FAMILIES, n_families)
 
 
-def condition(n: int, n_families: int, blank: bool):
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples(n, chosen(base, n_families))]
-        epochs = math.ceil(32 / math.ceil(len(pairs) / 64))
-        return {"make": partial(tune, dialogues=pairs, epochs=epochs, blank=blank)}
-    return on
+def condition(base, n: int, n_families: int, blank: bool) -> dict:
+    pairs = base.pairs(n, chosen(base, n_families))
+    return trained_on(pairs, blank, epochs_of(32, pairs))
 
 
 def run(bases, workers) -> list[dict]:
     names = [(n, 13, blank) for blank in (True, False) for n in SIZES] + [(300, k, True) for k in N_FAMILIES[:-1]]
-    found = graded(bases, {name: condition(*name) for name in names}, workers)
+    conditions = {(n, k, blank): partial(condition, n=n, n_families=k, blank=blank) for n, k, blank in names}
     rows = []
-    for n, k, blank in names:
-        grades = {"all": found[n, k, blank]}
+    for (n, k, blank), of_all in graded(bases, conditions, workers).items():
+        grades = {"all": of_all}
         if k < 13:
-            shown = [[task.family in chosen(base, k) for task in base.tasks("eval")] for base in bases]
-            for word, wanted in (("shown", True), ("others", False)):
-                grades[word] = [[pair for pair, is_shown in zip(pairs, some) if is_shown == wanted]
-                                for pairs, some in zip(found[n, k, blank], shown)]
-        rows += [{"examples": n, "families": k, "instructions": "blanked" if blank else "kept", "graded on": word,
-                  **summary(some)} for word, some in grades.items()]
+            grades["shown"] = only(lambda base, task: task.family in chosen(base, k), of_all, bases)
+            grades["others"] = only(lambda base, task: task.family not in chosen(base, k), of_all, bases)
+        rows += [{"examples": n, "families": k, "instructions": "blanked" if blank else "kept", "graded on": words,
+                  **summary(pairs)} for words, pairs in grades.items()]
     return rows
 
 
 def draw(rows) -> str:
     def curve(x, **wanted):
-        return [(row[x], row["grade"]) for row in rows if wanted.items() <= row.items()]
+        return points(rows, x, "grade", **wanted)
 
     few = {"examples": 300, "instructions": "blanked"}
     return plot("Mean grade against what it was tuned on, %", [

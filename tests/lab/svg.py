@@ -17,31 +17,31 @@ WIDTH, LETTER = 700, 7  # a letter of the system's font is at most about 7 wide
 
 def svg(height: float, title: str, parts: list[str]) -> str:
     """A figure on an opaque ground, so that it reads on a dark page, too."""
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {number(height)}" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {short(height)}" '
             f'font-family="system-ui, sans-serif" font-size="13" fill="{INK}">\n<title>{escape(title)}</title>\n'
             + "\n".join([rect(0, 0, WIDTH, height, "#ffffff"), *parts]) + "\n</svg>\n")
 
 
-def number(x: float) -> str:
+def short(x: float) -> str:
     return f"{x:.1f}".removesuffix(".0")
 
 
 def rect(x, y, width, height, color) -> str:
-    return f'<rect x="{number(x)}" y="{number(y)}" width="{number(width)}" height="{number(height)}" fill="{color}"/>'
+    return f'<rect x="{short(x)}" y="{short(y)}" width="{short(width)}" height="{short(height)}" fill="{color}"/>'
 
 
 def line(points, color, width=1.0, dashes="") -> str:
-    path = " ".join(f"{number(x)},{number(y)}" for x, y in points)
-    return (f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{number(width)}"'
+    path = " ".join(f"{short(x)},{short(y)}" for x, y in points)
+    return (f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{short(width)}"'
             + f' stroke-dasharray="{dashes}"' * bool(dashes) + "/>")
 
 
 def dot(x, y, color, radius=3.0) -> str:
-    return f'<circle cx="{number(x)}" cy="{number(y)}" r="{number(radius)}" fill="{color}"/>'
+    return f'<circle cx="{short(x)}" cy="{short(y)}" r="{short(radius)}" fill="{color}"/>'
 
 
 def text(x, y, words: str, color=INK, anchor="start", more="") -> str:
-    return (f'<text x="{number(x)}" y="{number(y)}" fill="{color}" text-anchor="{anchor}"{" " * bool(more)}{more}>'
+    return (f'<text x="{short(x)}" y="{short(y)}" fill="{color}" text-anchor="{anchor}"{" " * bool(more)}{more}>'
             f"{escape(words)}</text>")
 
 
@@ -58,20 +58,20 @@ def spread(values) -> tuple[float, float, float]:
 
 def legend(x, y, named: list[tuple[str, str]], right=WIDTH - 14) -> tuple[list[str], float]:
     """(parts, the y below them) of words with their colours, on as many lines as they need."""
-    parts, at = [], x
+    parts, left = [], x
     for words, color in named:
         width = 30 + LETTER * len(words)
-        if at + width > right and at > x:
-            at, y = x, y + 18
-        parts += [rect(at, y, 10, 10, color), text(at + 14, y + 9, words)]
-        at += width
+        if x + width > right and x > left:
+            x, y = left, y + 18
+        parts += [rect(x, y, 10, 10, color), text(x + 14, y + 9, words)]
+        x += width
     return parts, y + 18
 
 
-def bars(title: str, series: list[tuple[str, str]], rows: list[tuple[str, list]], most: float = 100,
+def bars(title: str, series: list[tuple[str, str]], rows: list[tuple[str, list]], limit: float = 100,
          mark: float | None = None) -> str:
     """Horizontal bars. series: [(words, colour)]. rows: [(words, [values of each series])], where a series that has
-    none in a row has an empty list. most: the largest value of the axis. mark: where a dashed line stands."""
+    none in a row has an empty list. limit: the largest value of the axis. mark: where a dashed line stands."""
     left = 30 + LETTER * max(len(words) for words, _ in rows)
     right, thick = WIDTH - 46, 13
     parts, top = legend(left, 34, series) if len(series) > 1 else ([], 34)
@@ -79,9 +79,9 @@ def bars(title: str, series: list[tuple[str, str]], rows: list[tuple[str, list]]
     bottom = top + 6 + high * len(rows)
 
     def x(value):
-        return left + (right - left) * min(max(value / most, 0), 1)
+        return left + (right - left) * min(max(value / limit, 0), 1)
 
-    for tick in ticks(0, most):
+    for tick in ticks(0, limit):
         parts += [line([(x(tick), top), (x(tick), bottom)], PALE),
                   text(x(tick), bottom + 17, f"{tick:g}", GREY, "middle")]
     if mark is not None:
@@ -89,9 +89,9 @@ def bars(title: str, series: list[tuple[str, str]], rows: list[tuple[str, list]]
     for i, (words, values) in enumerate(rows):
         y = top + 6 + i * high
         parts.append(text(left - 8, y + high / 2, words, anchor="end"))
-        for (_, color), some in zip(series, values):
-            if some:
-                mean, low, up = spread(some)
+        for (_, color), of_bases in zip(series, values):
+            if of_bases:
+                mean, low, up = spread(of_bases)
                 parts.append(rect(left, y, x(mean) - left, thick - 1, color))
                 if up > low:
                     parts.append(line([(x(low), y + thick / 2), (x(up), y + thick / 2)], INK, 1.5))
@@ -161,7 +161,7 @@ def axes(panel: Panel, left: float, top: float, wide: float, high: float) -> tup
         if panel.joined:
             if any(b > a for _, _, a, b in ys):
                 outline = [at(x, a) for x, _, a, _ in ys] + [at(x, b) for x, _, _, b in reversed(ys)]
-                path = " ".join(f"{number(x)},{number(y)}" for x, y in outline)
+                path = " ".join(f"{short(x)},{short(y)}" for x, y in outline)
                 parts.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.15"/>')
             parts.append(line([at(x, mean) for x, mean, _, _ in ys], color, 2))
         else:
@@ -170,6 +170,19 @@ def axes(panel: Panel, left: float, top: float, wide: float, high: float) -> tup
     named = [(words, color) for words, color, _ in panel.groups if words]
     drawn, bottom = legend(left, top + high + 41, named, left + wide + 20)
     return parts + drawn, bottom
+
+
+def points(rows: list[dict], x: str, y: str, **wanted) -> list[tuple]:
+    """(row[x], row[y]) of the rows that have the wanted values, for a group of a panel."""
+    return [(row[x], row[y]) for row in rows if wanted.items() <= row.items()]
+
+
+def grouped(rows: list[dict], key: str, column: str = "grade") -> list[tuple]:
+    """(a value of row[key], [row[column] of the rows that have it]) in order, for the rows of `bars`."""
+    values = {}
+    for row in rows:
+        values.setdefault(row[key], []).append(row[column])
+    return list(values.items())
 
 
 def ticks(low: float, up: float) -> list[float]:

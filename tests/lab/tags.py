@@ -11,9 +11,8 @@ Held against: 43.3 to 41.8 points of win rate.
 from functools import partial
 
 from data.format import PROMPT
-from lab.compare import dialogue, graded, summary
-from lab.lab import tune
-from lab.svg import heat
+from lab.conditions import graded, summary, trained_on
+from lab.svg import grouped, heat
 
 FORMATS = {
     "user/assistant": PROMPT,
@@ -22,26 +21,26 @@ FORMATS = {
     "nonsense": "vrel;\n{instruction}\ntupo;\n",
     "none": "{instruction}\n",
 }
+UNTRAINED = "not trained"
 
 
-def condition(trained: str | None, asked: str):
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-        make = partial(tune, dialogues=pairs, epochs=2, blank=True, prompt=FORMATS[trained or asked])
-        return {"prompt": FORMATS[asked]} | ({"make": make} if trained else {})
-    return on
+def condition(base, trained: str, asked: str) -> dict:
+    if trained == UNTRAINED:
+        return {"prompt": FORMATS[asked]}
+    return {"prompt": FORMATS[asked]} | trained_on(base.pairs(), blank=True, prompt=FORMATS[trained])
 
 
 def run(bases, workers) -> list[dict]:
-    pairs = [(trained, asked) for trained in [None, *FORMATS] for asked in FORMATS]
-    found = graded(bases, {pair: condition(*pair) for pair in pairs}, workers)
+    conditions = {(trained, asked): partial(condition, trained=trained, asked=asked)
+                  for trained in [UNTRAINED, *FORMATS] for asked in FORMATS}
+    found = graded(bases, conditions, workers)
     own = found["user/assistant", "user/assistant"]
-    return [{"trained in": trained or "not trained", "asked in": asked, **summary(found[trained, asked], own)}
-            for trained, asked in pairs]
+    return [{"trained in": trained, "asked in": asked, **summary(grades, own)}
+            for (trained, asked), grades in found.items()]
 
 
 def draw(rows) -> str:
-    trained, asked = (list(dict.fromkeys(row[name] for row in rows)) for name in ("trained in", "asked in"))
-    cells = {(row["trained in"], row["asked in"]): sum(row["grade"]) / len(row["grade"]) for row in rows}
-    return heat("Response tuning in one format, asked in another: mean grade, %", trained, asked,
-                [[cells[a, b] for b in asked] for a in trained], "trained in", "asked in")
+    trained, grades = zip(*grouped(rows, "trained in"))
+    means = [[sum(grade) / len(grade) for grade in of_formats] for of_formats in grades]
+    return heat("Response tuning in one format, asked in another: mean grade, %", trained,
+                list(dict.fromkeys(row["asked in"] for row in rows)), means, "trained in", "asked in")

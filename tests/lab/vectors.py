@@ -1,9 +1,8 @@
 """What tuning changes in the weights: as a vector that can be compared, scaled, and added to another model."""
 import torch
 
-from data.common import read_json, write_json
 from data.format import encode_prompt
-from lab.compare import grades_of
+from lab.conditions import grades_of
 from lab.lab import identity, kept, load, save_tuned
 
 
@@ -16,20 +15,18 @@ def change(before, after) -> dict:
 def compared(base, one, other) -> dict:
     """Two models that were tuned from a base: "by layer" and "cosine" of their changes, in percent, for the embedding,
     each layer, and all weights; "length" of the other's change to the one's; "CKA" of their last hidden states."""
-    def make(folder):
-        ours, theirs = change(base.folder, one), change(base.folder, other)
-        n_layers = 1 + max(int(name.split(".")[2]) for name in ours if ".layers." in name)
-        vectors = [[torch.cat([weight.flatten() for name, weight in some.items() if part in name])
-                    for some in (ours, theirs)]
-                   for part in ("embed_tokens", *(f".layers.{i}." for i in range(n_layers)), "")]
-        cosines = [round(100 * torch.cosine_similarity(a, b, 0).item(), 1) for a, b in vectors]
-        a, b = vectors[-1]
-        write_json(folder / "compared.json", {
-            "by layer": cosines[:-1], "cosine": cosines[-1], "length": round((b.norm() / a.norm()).item(), 2),
-            "CKA": round(100 * cka(states(base, one), states(base, other)), 1)})
+    ours, theirs = change(base.folder, one), change(base.folder, other)
 
-    made = kept("compared", [identity(base.folder), identity(one), identity(other), base.most], make)
-    return read_json(made / "compared.json", "remove its folder")
+    def vector(weights, part):
+        return torch.cat([weight.flatten() for name, weight in weights.items() if part in name])
+
+    n_layers, cosines = load(base.folder)[0].config.num_hidden_layers, []
+    for part in ("embed_tokens", *(f".layers.{i}." for i in range(n_layers)), ""):
+        a, b = vector(ours, part), vector(theirs, part)
+        cosines.append(round(100 * torch.cosine_similarity(a, b, 0).item(), 1))
+    return {"by layer": cosines[:-1], "cosine": cosines[-1],  # the last part is all weights
+            "length": round((b.norm() / a.norm()).item(), 2),
+            "CKA": round(100 * cka(states(base, one), states(base, other)), 1)}
 
 
 @torch.inference_mode()

@@ -16,10 +16,10 @@ from itertools import groupby
 import torch
 
 from data.format import encode
-from lab.compare import dialogue, graded, summary
-from lab.lab import LR, identity, kept, load, save_tuned, tune
-from lab.svg import BLUE, GREY, bars
-from train import collate, n_scored, summed_loss, train
+from lab.conditions import graded, summary, trained_on, untrained
+from lab.lab import LR, fit, identity, kept, load, save_tuned, tune
+from lab.svg import BLUE, GREY, bars, grouped
+from train import collate, n_scored, summed_loss
 
 SETS = {"all three rules": ("eos", "tokens", "repeats"), "without rule 1": ("tokens", "repeats"),
         "without rule 2": ("eos", "repeats")}
@@ -30,7 +30,7 @@ def mean_of_means(model, examples, token_budget, autocast=False):
     total = torch.zeros(())
     for count, group in groupby(sorted(examples, key=n_scored), key=n_scored):  # these share one weight
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = summed_loss(model, *collate(list(group), model.device)) / count / len(examples)
+            loss = summed_loss(model, collate(list(group), model.device)) / count / len(examples)
         loss.backward()
         total += loss.detach()
     return total
@@ -40,27 +40,24 @@ def tune_by_example(base, dialogues, epochs, seed, blank):
     def make(folder):
         model, tokenizer = load(base)
         examples = [encode(tokenizer, messages, model.config.context, blank) for messages in dialogues]
-        train(model, examples, epochs=epochs, lr=LR, seed=seed, gradient=mean_of_means, report=lambda line: None)
+        fit(model, examples, epochs, LR, seed, gradient=mean_of_means)
         save_tuned(model, base, folder)
 
     return kept("tuned", ["by example", identity(base), dialogues, epochs, seed, blank], make)
 
 
-def condition(how, blank: bool, epochs: int):
-    def on(base):
-        pairs = [dialogue(task.instruction, task.response) for task in base.examples()]
-        return {"make": partial(how, dialogues=pairs, epochs=epochs, blank=blank)}
-    return on
+def condition(base, how, blank: bool) -> dict:
+    return trained_on(base.pairs(), blank, how=how)
 
 
 def run(bases, workers) -> list[dict]:
     conditions = {}
-    for words, blank, epochs in (("response tuning", True, 2), ("instruction tuning", False, 5)):
-        conditions[words, "every token"] = condition(tune, blank, epochs)
-        conditions[words, "every example"] = condition(tune_by_example, blank, epochs)
+    for words, blank in (("response tuning", True), ("instruction tuning", False)):
+        conditions[words, "every token"] = partial(condition, how=tune, blank=blank)
+        conditions[words, "every example"] = partial(condition, how=tune_by_example, blank=blank)
     for words, rules in SETS.items():
-        conditions[words, "the response"] = lambda base, rules=rules: {"rules": rules}
-        conditions[words, "the prompt, too"] = lambda base, rules=rules: {"rules": rules, "penalise_prompt": True}
+        conditions[words, "the response"] = partial(untrained, rules=rules)
+        conditions[words, "the prompt, too"] = partial(untrained, rules=rules, penalise_prompt=True)
     found = graded(bases, conditions, workers)
     first = {words: grades for (words, _), grades in reversed(found.items())}  # the first of each two
     return [{"method": words, "weighs the same, or rule 3 penalises": which, **summary(grades, first[words])}
@@ -68,10 +65,7 @@ def run(bases, workers) -> list[dict]:
 
 
 def draw(rows) -> str:
-    pairs = {}
-    for row in rows:
-        pairs.setdefault(row["method"], []).append(row["grade"])
     return bars("Two slips or choices of the authors' code: mean grade, %",
                 [("this repository: every token weighs the same; rule 3 on the response", GREY),
                  ("the authors' code: every example weighs the same; rule 3 on the prompt, too", BLUE)],
-                list(pairs.items()))
+                grouped(rows, "method"))
