@@ -31,7 +31,8 @@ from model import KVCache, Llama
 @torch.inference_mode()
 def generate_slowly(model: Llama, prompt: list[int], eos_id: int | list[int], max_new_tokens: int,
                     adapter=None) -> list[int]:
-    """Greedy decoding as it is defined: the likeliest next token, again and again. `generate` must equal this."""
+    """Greedy decoding as it is defined: the likeliest next token, again and again. `generate` must equal this,
+    up to the end of the context."""
     response = []
     while len(response) < max_new_tokens:
         logits = model(torch.tensor([prompt + response], device=model.device))[:, -1].float()  # (1, V)
@@ -52,15 +53,15 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], ma
     """Continue each prompt until EOS (not included in the result) or max_new_tokens, or the end of the model's context.
 
     Prompts may have any lengths. eos_id: one EOS or several. temperature 0 is greedy; then a row's answer does not
-    depend on its neighbours. (Rows that are sampled share the generator.) on_token(row, token) is called with every
-    token as it comes. Raises ValueError if a prompt fills the context, or if the logits are not finite.
+    depend on its neighbours. (Rows that are sampled share the generator.) on_token(i, token) is called with every
+    token of prompt i as it comes. Raises ValueError if a prompt fills the context, or if the logits are not finite.
     """
     h, cache = read_prompts(model, prompts)
-    step, leave = decoding_step(model)
+    step, drop_share = decoding_step(model)  # dropping finished rows pays if they are this share of the batch
     seen = adapter.seen_at_first(prompts) if adapter else None  # (B, V), what rule 3 penalises
     ends, answers = listed(eos_id), [[] for _ in prompts]
     limits = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
-    rows = list(range(len(prompts)))  # which prompt each row of the batch continues
+    rows = list(range(len(prompts)))  # the number i of the prompt that each row of the batch continues
     unfinished = set(rows)
     for n in range(max_new_tokens):
         # 1. Choose each row's next token, from the base model's logits and the rules' scores (equation 4).
@@ -71,20 +72,20 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], ma
         token = choose(logits, temperature, top_p, generator)  # (B,)
 
         # 2. Note it, unless it ends the answer.
-        for row, t in zip(rows, token.tolist()):
-            if row in unfinished and t not in ends:
-                answers[row].append(t)
+        for i, t in zip(rows, token.tolist()):
+            if i in unfinished and t not in ends:
+                answers[i].append(t)
                 if on_token:
-                    on_token(row, t)
-            if t in ends or len(answers[row]) == limits[row]:
-                unfinished.discard(row)
+                    on_token(i, t)
+            if t in ends or len(answers[i]) == limits[i]:
+                unfinished.discard(i)
         if not unfinished:
             break
 
         # 3. Drop the finished rows, if they are many: dropping copies the cache.
-        if len(unfinished) <= (1 - leave) * len(rows):
-            kept = [i for i, row in enumerate(rows) if row in unfinished]
-            rows = [rows[i] for i in kept]
+        if len(unfinished) <= (1 - drop_share) * len(rows):
+            kept = [row for row, i in enumerate(rows) if i in unfinished]
+            rows = [rows[row] for row in kept]
             kept = torch.tensor(kept, device=model.device)  # (B',)
             token = token[kept]
             cache.keep(kept)
@@ -304,10 +305,12 @@ def respond(args, path: Path, dtype: torch.dtype, lines: list[int], instructions
             return []
     model, tokenizer, options = load(args, path, dtype, lines, instructions)
 
-    # Seeded by its place, so that a run that was interrupted samples the same answers.
-    def decode(batch, start, work=answer):
-        generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + start)
-        return work(model, tokenizer, batch, generator=generator, **options)
+    # Each batch is seeded by its place, so that a run that was interrupted samples the same answers.
+    def seeded(start):
+        return options | {"generator": torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + start)}
+
+    def decode(batch, start):
+        return answer(model, tokenizer, batch, **seeded(start))
 
     answers = []
     if args.output:
@@ -318,7 +321,7 @@ def respond(args, path: Path, dtype: torch.dtype, lines: list[int], instructions
     else:
         if len(args.model) > 1:
             print(f"[{path}]")
-        decode(args.prompt, 0, stream)
+        stream(model, tokenizer, args.prompt, **seeded(0))
     return answers
 
 

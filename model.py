@@ -173,7 +173,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.hidden_size, bias=False)
 
-    def project(self, x):
+    def project(self, x):  # data/device.py may put a faster product in its place
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x, cos, sin, mask=None, cache=None, shared=None):
@@ -267,9 +267,9 @@ class Llama(nn.Module):
 
         Rows are padded on the right: with causal attention a token cannot see those after it, so padding needs no mask.
         cache: a KVCache. The tokens come behind those that it holds; afterwards the caller advances it.
-        shared: (index, places), if rows begin alike and each beginning is computed once (train.py's `collate` shows an
-        example). ids is then (1, N), the batch's different tokens; index, (B, T), says which of them each place of a
-        row has, and places, (1, N), where in the rows, taken as one, each of them can be found. Returns (1, N, C).
+        shared: (index, places), if rows begin alike and each beginning is computed once: then all but attention runs on
+        N tokens, ids is (1, N), and so is the result, (1, N, C). index, (B, T), says which of the N is at each place of
+        a row; places, (1, N), at which place of index.flatten() each of the N is. train.py's `collate` has an example.
         wanted: (n,) int64, places in ids.flatten(): only their outputs are normed and returned, (n, C).
         """
         # 1. Each token's position in its row, and how many keys the row has.
@@ -286,7 +286,7 @@ class Llama(nn.Module):
 
         # 3. The layers, each of which adds to the residual stream x.
         cos, sin = rotary_angles(positions, self.config)
-        x = self.model.embed_tokens(ids)  # (B, T, C)
+        x = self.model.embed_tokens(ids)  # (B, T, C) or (1, N, C)
         for layer in self.model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, cache, shared, use_reentrant=False)
@@ -348,7 +348,7 @@ class KVCache:
 
     Each row of the batch has a length of its own: its next token comes behind its last one, over what padding left
     there. keys[i] and values[i] are layer i's, (B, n_kv_heads, n_slots, D). lengths: (B,) int64, how many slots of each
-    row are filled; longest: the largest of them.
+    row are filled; longest: no row has more.
     """
 
     BLOCK = 128  # slots that `grow` adds

@@ -1,4 +1,4 @@
-"""Finetuning and pretraining: a masked loss, AdamW, and nothing else.
+"""Finetuning and pretraining: a masked loss, its gradient, AdamW, and the loop over them.
 
     python train.py --method response --model data/tiny --data data/world --out out/response
     torchrun --nproc_per_node=8 train.py ...        # the same run, sharded over eight GPUs
@@ -83,8 +83,8 @@ def n_scored(example) -> int:
     return sum(label != IGNORE for label in example[1][1:])
 
 
-class Batch(NamedTuple):
-    """A micro-batch, all int64, in which the tokens with which several rows begin are there once: see `collate`."""
+class MicroBatch(NamedTuple):
+    """Some of a step's examples, as int64 tensors: what several rows begin with is there once, see `collate`."""
 
     tokens: torch.Tensor  # (1, N)
     index: torch.Tensor  # (B, T), which of the N is at each place of a row
@@ -93,11 +93,12 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (n_scored,), the tokens that they are to predict
 
 
-def collate(examples: list, device) -> Batch:
+def collate(examples: list, device) -> MicroBatch:
     """A micro-batch from (ids, labels) pairs, padded on the right. The padding is neither seen nor scored.
 
     What the model computes for a token depends only on it and those before it. So rows that begin alike share the
-    work: in response tuning all prompts are one. The batch's tokens are those of the trie of its rows, row by row:
+    work: in response tuning all prompts are one. The tokens are those of the trie of the rows, the tree in which every
+    row is a path from the root and a common beginning is a common path:
 
         rows    5 7 8 2        tokens    5 7 8 2 9 3
                 5 7 9 3        index     0 1 2 3        places    0 1 2 3 6 7
@@ -108,7 +109,7 @@ def collate(examples: list, device) -> Batch:
         # Position t predicts token t + 1, so a row needs its tokens before the last scored one.
         n_needed = max([1] + [t for t, label in enumerate(labels) if label != IGNORE])
 
-        # Go down the trie. A token that is new behind its parent is a new token of the batch.
+        # Go down the trie. A token that is new behind its parent is a new token of the micro-batch.
         parent, path = -1, []
         for token, target in zip(ids[:n_needed], [*labels[1:], IGNORE]):
             if (parent, token) not in nodes:
@@ -129,10 +130,10 @@ def collate(examples: list, device) -> Batch:
     index = [path + [0] * (width - len(path)) for path in paths]  # (B, T)
     places = [row * width + t for row, t in found + found[:1] * n_more]
     lists = [[tokens + tokens[:1] * n_more], index, [places], scored, targets]
-    return Batch(*(to_device(torch.tensor(values, dtype=torch.int64), device) for values in lists))
+    return MicroBatch(*(to_device(torch.tensor(values, dtype=torch.int64), device) for values in lists))
 
 
-def summed_loss(model: Llama, batch: Batch):
+def summed_loss(model: Llama, batch: MicroBatch):
     """The cross-entropy of every scored token, summed: -sum of log p(target | the tokens before it), an fp32 scalar.
 
     The vocabulary matrix is applied at the positions that predict a scored token, and at no other.
@@ -144,16 +145,16 @@ def summed_loss(model: Llama, batch: Batch):
 def micro_batches(examples: list, token_budget: int):
     """Cut examples, sorted by length, into runs of at most `token_budget` tokens (or one example that has more), and
     with the padding, which only attention computes, of at most twice as many."""
-    batch, n_tokens = [], 0
+    chosen, n_tokens = [], 0
     for example in sorted(examples, key=lambda example: len(example[0])):
         length = len(example[0])
-        if batch and (n_tokens + length > token_budget or (len(batch) + 1) * length > 2 * token_budget):
-            yield batch
-            batch, n_tokens = [], 0
-        batch.append(example)
+        if chosen and (n_tokens + length > token_budget or (len(chosen) + 1) * length > 2 * token_budget):
+            yield chosen
+            chosen, n_tokens = [], 0
+        chosen.append(example)
         n_tokens += length
-    if batch:
-        yield batch
+    if chosen:
+        yield chosen
 
 
 def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocast: bool = False):
@@ -170,12 +171,14 @@ def accumulate_gradient(model: Llama, examples: list, token_budget: int, autocas
 
     # Neighbours in length go to different ranks, and each rank cuts its share. A rank that has run out of micro-batches
     # computes an example that is not scored, since the ranks gather every layer's weights together.
-    ids, _ = examples[0]
+    def cut(share):
+        return micro_batches(share, token_budget)
+
     ranked = sorted(examples, key=lambda example: len(example[0]))
-    mine = distributed.dealt(ranked, lambda share: micro_batches(share, token_budget), [(ids, [IGNORE] * len(ids))])
-    for batch in mine:
+    not_scored = [(ranked[0][0], [IGNORE] * len(ranked[0][0]))]
+    for chosen in distributed.dealt(ranked, cut, not_scored):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
-            loss = summed_loss(model, collate(batch, model.device)) / count
+            loss = summed_loss(model, collate(chosen, model.device)) / count
         if torch.is_grad_enabled():
             (loss * distributed.n_ranks()).backward()  # sharded gradients are averaged over ranks; this is to be a sum
         total += loss.detach()
@@ -207,7 +210,7 @@ CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 16384  # tokens of a micro-batch: mor
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What makes a run what it is, beside its model and data. The defaults are the paper's."""
+    """What makes a run what it is, beside its model and data. The defaults are those of the paper's text."""
 
     epochs: int
     lr: float  # the highest learning rate
@@ -215,7 +218,7 @@ class Hyperparameters:
     seed: int = 1  # of the data order
     schedule: str = "cosine"
     warmup: float = 0.1  # share of steps
-    token_budget: int = CPU_TOKEN_BUDGET  # changes speed and memory, not results
+    token_budget: int = CPU_TOKEN_BUDGET  # of a micro-batch: speed and memory, not results
 
 
 def batches(examples: list, batch_size: int, seed: int, epoch: int):
@@ -241,7 +244,7 @@ def train(model: Llama, examples: list, hyper: Hyperparameters, optimizer=None, 
         for batch in batches(examples, hyper.batch_size, hyper.seed, epoch):
             began = time.perf_counter()
 
-            # 1. The step's learning rate: up to hyper.lr, then down to 0.
+            # 1. The step's learning rate: up to hyper.lr, then down towards 0.
             rate = learning_rate(step, n_steps, hyper.lr, hyper.schedule, hyper.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -326,7 +329,7 @@ def parse_arguments():
     add("--epochs", type=common.positive(int), help="default: " + ", ".join(epochs))
     add("--lr", type=common.positive(float), help="highest learning rate; default: from width 2,048 the paper's 1e-5 "
         "(OLMo: 3e-6), below 5e-5; for pretrain 3e-3")
-    add("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down to 0 after warm-up")
+    add("--schedule", choices=["cosine", "linear"], default="cosine", help="the way down towards 0 after warm-up")
     add("--warmup", type=common.share, default=0.1, help="share of steps over which the rate rises, from 0 to 1")
     add("--batch-size", type=common.positive(int), default=64, help="sequences in a step (the paper's)")
     add("--max-length", type=common.positive(int), default=2048, help="tokens at which an example is cut (the paper's)")

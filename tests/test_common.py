@@ -210,7 +210,7 @@ def test_times_and_lists_are_short():
 
 def test_every_file_imports_only_from_the_lines_above_its_own():
     """README.md's list of the structure: no circle, and nothing imports upward."""
-    listing = (ROOT / "README.md").read_text().split("start at the end:\n\n```\n")[1].split("\n```")[0]
+    listing = (ROOT / "README.md").read_text().split("lines above its own:\n\n```\n")[1].split("\n```")[0]
     lines = [line.split("    ")[0].split() for line in listing.splitlines()]
     paths = {path.stem: path for path in [*ROOT.glob("*.py"), *(ROOT / "data").glob("[a-z]*.py")]}
     assert sorted(sum(lines, [])) == sorted(paths)
