@@ -77,12 +77,11 @@ def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0,
     # the strength whose fits to four fifths of the rows predict the other fifth best
     c = STRENGTHS[-1]
     if len(x) >= 5:
-        fold, losses = np.arange(len(x)) % 5, np.zeros((len(STRENGTHS), 5))
-        for i, strength in enumerate(STRENGTHS):
-            for k in range(5):
-                fit, held = fold != k, fold == k
-                w = fit_l1(x[fit], p[fit], weight[fit], strength)
-                losses[i, k] = weighted_log_losses(x[held], p[held], weight[held], w).mean()
+        losses = np.zeros((len(STRENGTHS), 5))
+        for i, k in np.ndindex(losses.shape):
+            held = np.arange(len(x)) % 5 == k
+            w = fit_l1(x[~held], p[~held], weight[~held], STRENGTHS[i])
+            losses[i, k] = weighted_log_losses(x[held], p[held], weight[held], w).mean()
         c = STRENGTHS[losses.mean(1).argmin()]
 
     # the prediction at equal lengths: without the first weight, which is the length's
@@ -97,7 +96,7 @@ def weighted_log_losses(x, p, weight, w):
 
 
 def fit_l1(x, p, weight, c: float):
-    """The w (K,) that minimises |w|_1 + c sum_i weighted_log_losses_i, to about eight digits. x: (N, K), p, weight: (N,).
+    """The w (K,) that minimises |w|_1 + c sum_i weighted_log_losses_i, to about 8 digits. x: (N, K); p, weight: (N,).
 
     Accelerated proximal gradient descent (Beck and Teboulle, 2009), whose momentum ends if it leads uphill.
     """
@@ -195,7 +194,7 @@ def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | N
     problems = ask_all(url, bodies, journal, key, workers)
 
     # 3. Each pair's preference: the mean over its calls, or None if one of them has brought none.
-    votes, choices = [[] for _ in pairs], [None] * len(pairs)
+    votes, choices = [[0.5] if output == other else [] for _, output, other in pairs], [None] * len(pairs)
     for i, second, name in calls:
         choice = choices[i] = journal.values.get(name)
         p = preference_for_second(choice) if choice else None
@@ -203,11 +202,11 @@ def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | N
             problem = problems.get(name) or f"named neither answer but {choice['message']['content']!r:.60}"
             print(f"no judgement of {pairs[i][0][:60]!r}: {problem}", file=sys.stderr)
         votes[i].append(p if second or p is None else 1 - p)
-    return [None if None in p else sum(p or [0.5]) / len(p or [0.5]) for p in votes], choices
+    return [None if None in p else sum(p) / len(p) for p in votes], choices
 
 
 def completions_url(base_url: str) -> str:
-    """Where a server takes questions: base_url itself if it ends so, else below it, or below /v1 if it has no path."""
+    """Where a server takes questions: below its address, or below /v1 if that has no path."""
     address, mark, query = base_url.partition("?")
     address = address.rstrip("/").removesuffix("/chat/completions")
     if address.count("/") == 2:
@@ -216,10 +215,9 @@ def completions_url(base_url: str) -> str:
 
 
 def ask_all(url: str, bodies: dict[str, dict], journal: Journal, key: str | None = None, workers: int = 8) -> dict:
-    """POST each of {name: body} that the journal does not have; the server's choices go there by name.
+    """POST each of {name: body} that the journal does not have, and keep the server's choices there.
 
-    Returns {name: what went wrong} for the calls that failed. A run that is killed repeats at most `workers` calls.
-    Raises OSError as `ask` does, and if the journal cannot be written.
+    Returns {name: what went wrong}. A run that is killed repeats at most `workers` calls. Raises OSError as `ask` does.
     """
     left, problems = [name for name in bodies if name not in journal.values], {}
     session = open_session(connect=0)  # urllib3 asks again if the server is busy, but not if it is not there
@@ -247,12 +245,11 @@ def ask(session: requests.Session, url: str, body: dict, key: str | None) -> dic
 
     Raises OSError for what every other call would meet, too, and ValueError for all else that is not a judgement.
     """
+    place = url.partition("?")[0]  # a query may hold a key
     try:
         response = session.post(url, json=body, auth=bearer(key), timeout=TIMEOUT, allow_redirects=False)
-    except requests.ConnectionError as error:
-        raise OSError(f"{url}: no connection ({type(error).__name__}); check the address and the server") from None
     except requests.RequestException as error:
-        raise ValueError(type(error).__name__) from None
+        raise OSError(f"{place}: no connection ({type(error).__name__}); check the address and the server") from None
 
     # what came, without the key, which some servers repeat; a key as short as "1" would be in every number
     text = response.headers.get("Location") or response.content.decode(errors="replace")
@@ -260,7 +257,7 @@ def ask(session: requests.Session, url: str, body: dict, key: str | None) -> dic
         text = text.replace(key, "***")
     found = f"{response.status_code} {' '.join(text.split())[:200]}"
     if response.status_code in FATAL:
-        raise OSError(f"{url} answered {found}; check the key, the model's name and the address")
+        raise OSError(f"{place} answered {found}; check the key, the model's name and the address")
 
     # the first choice, with null for -Infinity, which some servers send and JSON does not have
     try:
@@ -390,10 +387,11 @@ def judge(args):
     instructions, outputs, others = zip(*pairs)
     known = difficulties_of(instructions, args.data) or ()
     controlled = length_controlled(preferences, list(map(len, outputs)), list(map(len, others)), *known)
-    print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled ({'v1' if known else 'minimal'}) {controlled:.2f} %; "
-          f"{len(pairs) - len(judged)} judgements invalid and left out")
+    form, invalid = "v1" if known else "minimal", len(pairs) - len(judged)
+    print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled ({form}) {controlled:.2f} %; {invalid} judgements "
+          "invalid and left out")
     print(json.dumps({"win_rate": rate, "standard_error": error, "length_controlled_win_rate": controlled,
-                      "n_total": len(judged), "n_invalid": len(pairs) - len(judged)}))
+                      "n_total": len(judged), "n_invalid": invalid}))
 
 
 def rank(args):
@@ -430,8 +428,6 @@ def main():
     args = parser.parse_args()
     if (args.outputs is None) != (args.reference is None):
         parser.error("--outputs and --reference go together")
-    if args.save and args.save in (args.outputs, args.reference, args.cache):
-        parser.error("--save would overwrite another of the files; choose another name")
     check_url(args.base_url, "--base-url")
     if args.rank:
         rank(args)

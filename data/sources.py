@@ -62,7 +62,7 @@ def difficulties(rows):
     return [examples[index] for index in range(len(examples))]
 
 
-# The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; a row to an example or None
+# The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; what converts
 SOURCES = [
     ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, lambda row: example(*row["conversations"])),
     ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374, lambda row: example(row["text"], row["code"])),
@@ -110,28 +110,25 @@ def rows_of(session: requests.Session, source):
         else:
             yield from map(parse_json, text.strip().split("\n"))
         return
-    dataset, config, split = source
-    offset, total = 0, 1
-    while offset < total:
-        page = get(session, f"{ROWS}/rows", params={
-            "dataset": dataset, "config": config, "split": split, "offset": offset, "length": 100}).json()
+    query = dict(zip(("dataset", "config", "split"), source))
+    for offset in range(0, 10**9, 100):
+        page = get(session, f"{ROWS}/rows", params=query | {"offset": offset, "length": 100}).json()
         for row in page["rows"]:
             if row["truncated_cells"]:
                 raise ValueError(f"row {row['row_idx']} came with {row['truncated_cells']} cut off")
             yield row["row"]
-        offset, total = offset + 100, page["num_rows_total"]
+        if offset + 100 >= page["num_rows_total"]:
+            return
 
 
 def difficulties_of(instructions, folder: Path):
     """(difficulties, gamed) of instructions as `length_controlled` of judge.py takes them; None if `folder` has no
     difficulties.jsonl, whose lines go with those of eval.jsonl, or not all of the instructions."""
-    path = folder / "difficulties.jsonl"
-    if not path.exists():
+    if not (folder / "difficulties.jsonl").exists():
         return None
     asked = read_jsonl(folder / "eval.jsonl", check_fields("instruction"))
-    rows, known, gamed = read_jsonl(path, lambda row: None), {}, []
-    for question, row in zip(asked, rows):
-        known[question["instruction"]] = row["difficulty"]
+    rows, gamed = read_jsonl(folder / "difficulties.jsonl", lambda row: None), []
+    known = {question["instruction"]: row["difficulty"] for question, row in zip(asked, rows)}
     for answers in zip(*(row["gamed"] for row in rows)):  # model by model, as AlpacaEval has them
         for row, answer in zip(rows, answers):
             if answer["preference"] is not None:
