@@ -13,11 +13,8 @@ import math
 import random
 import sys
 import threading
-import time
-from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from data import common  # first: Ctrl-C is quiet from here on
 
@@ -28,7 +25,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from data import answer_key
-from data.common import Journal, check_fields, clock, digest, read_json, read_jsonl, write_json
+from data.common import Journal, check_fields, digest, read_json, read_jsonl, write_json
 from data.device import default_device, device_name
 from data.format import IGNORE, Tokenizer, dialogue, encode
 from data.hub import bearer, check_url, model_folder, open_session, secret
@@ -80,12 +77,11 @@ def length_controlled(preferences, lengths, reference_lengths, difficulties=0.0,
     # the strength whose fits to four fifths of the rows predict the other fifth best
     c = STRENGTHS[-1]
     if len(x) >= 5:
-        fold, losses = np.arange(len(x)) % 5, np.zeros((len(STRENGTHS), 5))
-        for i, strength in enumerate(STRENGTHS):
-            for k in range(5):
-                fit, held = fold != k, fold == k
-                w = fit_l1(x[fit], p[fit], weight[fit], strength)
-                losses[i, k] = weighted_log_losses(x[held], p[held], weight[held], w).mean()
+        losses = np.zeros((len(STRENGTHS), 5))
+        for i, k in np.ndindex(losses.shape):
+            held = np.arange(len(x)) % 5 == k
+            w = fit_l1(x[~held], p[~held], weight[~held], STRENGTHS[i])
+            losses[i, k] = weighted_log_losses(x[held], p[held], weight[held], w).mean()
         c = STRENGTHS[losses.mean(1).argmin()]
 
     # the prediction at equal lengths: without the first weight, which is the length's
@@ -100,62 +96,41 @@ def weighted_log_losses(x, p, weight, w):
 
 
 def fit_l1(x, p, weight, c: float):
-    """The w that minimises |w|_1 + c sum_i weighted_log_losses_i, to about eight digits.
+    """The w (K,) that minimises |w|_1 + c sum_i weighted_log_losses_i, to about 8 digits. x: (N, K); p, weight: (N,).
 
-    x: (N, K), p and weight: (N,). Returns (K,). Accelerated proximal gradient descent (Beck and Teboulle, 2009), which
-    loses its momentum if that leads uphill (O'Donoghue and Candès, 2015).
+    Accelerated proximal gradient descent (Beck and Teboulle, 2009), whose momentum ends if it leads uphill.
     """
     step = 4 / (c * np.linalg.eigvalsh(x.T @ (x * weight[:, None]))[-1] + 1e-12)  # a curvature of at most 1/4 a row
-    w = ahead = np.zeros(x.shape[1])
-    t = 1.0
+    w, last, t = np.zeros(x.shape[1]), 0, 0
     for _ in range(5000):
-        gradient = c * x.T @ (weight * (1 / (1 + np.exp(-(x @ ahead))) - p))
-        moved = ahead - step * gradient
-        new = np.sign(moved) * np.maximum(np.abs(moved) - step, 0)  # the penalty pulls each weight to 0
-        if (ahead - new) @ (new - w) > 0:  # uphill
-            t = 1.0
-        last, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
-        ahead = new + (last - 1) / t * (new - w)  # with momentum
-        if np.abs(new - w).max() < 1e-9:
+        ahead = w + t / (t + 3) * (w - last)
+        moved = ahead - step * c * x.T @ (weight * (1 / (1 + np.exp(-(x @ ahead))) - p))
+        last, w = w, np.sign(moved) * np.maximum(np.abs(moved) - step, 0)  # the penalty pulls each weight to 0
+        t = 0 if (ahead - w) @ (w - last) > 0 else t + 1
+        if np.abs(w - last).max() < 1e-9:
             break
-        w = new
-    return new
+    return w
 
 
 def world_judge(pairs: list[tuple[str, str, str]], world: World) -> list[float]:
     """The in-vitro world's preference for each (instruction, output, reference output): 0.5 + 0.5 (g - g').
 
-    g and g' are the grades, from 0 to 1, that the world's answer key gives to the two answers. As in AlpacaEval 2, a
-    preference is so a matter of degree. Raises ValueError for an instruction that is in none of the world's sets.
+    g and g' are the two answers' grades, from 0 to 1. Raises ValueError for an instruction that is not the world's.
     """
     tasks, preferences = {task.instruction: task for tasks in world.evaluation_sets().values() for task in tasks}, []
     for instruction, output, other in pairs:
         if instruction not in tasks:
-            raise ValueError(f"the world has no answer to {instruction[:200]!r}; it knows its evaluation sets alone")
+            raise ValueError(f"the world has no answer to {instruction[:200]!r}; it knows only its evaluation sets")
         ours, theirs = (answer_key.grade(world, tasks[instruction], answer)[1] for answer in (output, other))
         preferences.append(0.5 + 0.5 * (ours - theirs))
     return preferences
 
 
 # What a model is asked: AlpacaEval 2's weighted_alpaca_eval_gpt4_turbo (Dubois et al., 2024), in our own words.
-QUESTION = """Two language models, "m" and "M", were given the same instruction. \
-Say whose answer most people would prefer.
-
-# Instruction
-
-{instruction}
-
-# Answer of m
-
-{first}
-
-# Answer of M
-
-{second}
-
-# Your judgement
-
-Reply with the name of the better model and nothing else: m or M."""
+QUESTION = (
+    'Two language models, "m" and "M", were given the same instruction. Say whose answer most people would prefer.\n\n'
+    "# Instruction\n\n{instruction}\n\n# Answer of m\n\n{first}\n\n# Answer of M\n\n{second}\n\n"
+    "# Your judgement\n\nReply with the name of the better model and nothing else: m or M.")
 
 
 def preference_for_second(choice: dict) -> float | None:
@@ -193,136 +168,105 @@ def preference_for_second(choice: dict) -> float | None:
 
 
 def model_judge(pairs, model: str, base_url: str, journal: Journal, key: str | None = None, seed: int = 1,
-                both_orders: bool = False, workers: int = 8, price: float | None = None, logprobs: bool = True):
+                both_orders: bool = False, workers: int = 8, logprobs: bool = True):
     """(preferences, choices) of a model on a server for each (instruction, output, reference output).
 
-    The answer is one token, m for the answer shown first or M for the second; a preference is None if it is neither or
-    the call failed, which is said. A coin, tossed by seed and instruction, says which answer is shown first, so a
-    second run asks the same; both_orders asks both ways and takes the mean. Equal answers are a tie, without a call.
-    price: of a million input tokens. Without `logprobs` only model and message are sent. Raises OSError as `ask_all`.
+    A preference is None if the model names neither answer or the call failed. A coin, tossed by seed and instruction,
+    says which answer is shown first; both_orders takes the mean of both ways. Equal answers are a tie, without a call.
     """
-    url = completions_url(base_url)
-
-    # 1. The calls: none for equal answers, else one in the order that the coin says, or one in each order.
-    calls, bodies = [], {}  # (pair, whether its output is shown second, name of the call); what is sent, by name
+    # 1. The calls: (pair, whether its output is shown second, name of the call), and what is sent, by name.
+    url, calls, bodies = completions_url(base_url), [], {}
     for i, (instruction, output, other) in enumerate(pairs):
-        if output == other:
-            continue
         coin = random.Random(f"{seed} {instruction}").random() < 0.5
-        orders = [coin, not coin] if both_orders else [coin]
-        for second in orders:
+        for second in [coin, not coin] if both_orders else [coin]:
             first, last = (other, output) if second else (output, other)
             question = QUESTION.format(instruction=instruction, first=first, second=last)
             body = {"model": model, "messages": [{"role": "user", "content": question}]}
             if logprobs:
                 body |= {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 5}
-            calls.append((i, second, digest([url, body])))
-            bodies[calls[-1][2]] = body
+            if output != other:
+                calls.append((i, second, digest([url, body])))
+                bodies[calls[-1][2]] = body
 
-    # 2. What is left to ask, what that costs, and the asking.
-    left = [body["messages"][0]["content"] for name, body in bodies.items() if name not in journal.values]
-    tokens = sum(map(len, left)) // 4
-    cost = "" if price is None else f", {tokens * price / 1e6:.2f} at {price:g} per million"
-    print(f"{len(left)} calls to {model}, about {tokens:,} input tokens{cost}; "
-          f"{len(bodies) - len(left)} are in {journal.path}", flush=True)
+    # 2. The asking, of what the journal does not have.
+    n_left = len(bodies.keys() - journal.values.keys())
+    print(f"{n_left} calls to {model}; {len(bodies) - n_left} are in {journal.path}", flush=True)
     problems = ask_all(url, bodies, journal, key, workers)
 
-    # 3. Each pair's preference: the mean over its calls, which is NaN if one of them has brought none.
-    votes, choices = [[] for _ in pairs], [None] * len(pairs)
+    # 3. Each pair's preference: the mean over its calls, or None if one of them has brought none.
+    votes, choices = [[0.5] if output == other else [] for _, output, other in pairs], [None] * len(pairs)
     for i, second, name in calls:
         choice = choices[i] = journal.values.get(name)
-        p = choice and preference_for_second(choice)
+        p = preference_for_second(choice) if choice else None
         if p is None:
             problem = problems.get(name) or f"named neither answer but {choice['message']['content']!r:.60}"
             print(f"no judgement of {pairs[i][0][:60]!r}: {problem}", file=sys.stderr)
-            p = math.nan
-        votes[i].append(p if second else 1 - p)
-    means = [sum(p) / len(p) if p else 0.5 for p in votes]
-    return [None if math.isnan(mean) else mean for mean in means], choices
+        votes[i].append(p if second or p is None else 1 - p)
+    return [None if None in p else sum(p) / len(p) for p in votes], choices
 
 
 def completions_url(base_url: str) -> str:
-    """Where a server takes questions: base_url itself if it ends so, else below it, or below /v1 if it has no path."""
-    parts = urlsplit(base_url)
-    path = parts.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path = f"{path or '/v1'}/chat/completions"
-    return urlunsplit(parts._replace(path=path))
+    """Where a server takes questions: below its address, or below /v1 if that has no path."""
+    address, mark, query = base_url.partition("?")
+    address = address.rstrip("/").removesuffix("/chat/completions")
+    if address.count("/") == 2:
+        address += "/v1"
+    return f"{address}/chat/completions{mark}{query}"
 
 
 def ask_all(url: str, bodies: dict[str, dict], journal: Journal, key: str | None = None, workers: int = 8) -> dict:
-    """POST each of {name: body} that the journal has not, `workers` at a time; put the server's choice there by name.
+    """POST each of {name: body} that the journal does not have, and keep the server's choices there.
 
-    Returns {name: what went wrong} for the calls that failed. A worker writes an answer down before it takes the next
-    body, so a run that is killed repeats at most `workers` calls. Raises OSError as `ask` does, if the journal cannot
-    be written, and if nothing is in the journal and the first ten calls all fail.
+    Returns {name: what went wrong}. A run that is killed repeats at most `workers` calls. Raises OSError as `ask` does.
     """
-    left = {name: body for name, body in bodies.items() if name not in journal.values}
+    left, problems = [name for name in bodies if name not in journal.values], {}
     session = open_session(connect=0)  # urllib3 asks again if the server is busy, but not if it is not there
     over = threading.Event()  # when one worker meets the end of the run, the others ask nothing more
 
-    def work(item):
-        name, body = item
+    def work(name):
         try:
             if not over.is_set():
-                journal.add(name, ask(session, url, body, key))
+                journal.add(name, ask(session, url, bodies[name], key))
         except ValueError as error:
-            return name, str(error)
+            problems[name] = str(error)
         except OSError:
             over.set()
             raise
-        return name, None
 
-    problems, began, shown = {}, time.monotonic(), 0.0
-    with ThreadPool(min(workers, 256)) as pool:  # its threads are daemons: an interrupt waits for none of them
-        for done, (name, problem) in enumerate(pool.imap_unordered(work, left.items()), 1):
-            if problem:
-                problems[name] = problem
-            if len(problems) == done == 10 and len(left) == len(bodies):
-                raise OSError(f"the first ten calls all failed, the last with {problem}; mend that and run this again")
-            if (now := time.monotonic()) > shown + 5 or done == len(left):
-                shown, rate = now, done / (now - began)
-                print(f"{done}/{len(left)} calls, {len(problems)} without a judgement  {rate:.1f}/s  "
-                      f"{clock((len(left) - done) / rate)} left", file=sys.stderr, flush=True)
+    with ThreadPool(workers) as pool:  # its threads are daemons: an interrupt waits for none of them
+        for n, _ in enumerate(pool.imap_unordered(work, left), 1):
+            if n % 20 == 0 or n == len(left):
+                print(f"{n}/{len(left)} calls, {len(problems)} without a judgement", file=sys.stderr, flush=True)
     return problems
 
 
 def ask(session: requests.Session, url: str, body: dict, key: str | None) -> dict:
-    """The first choice of the completion that a server answers to a POST of `body`.
+    """The first choice of the completion that a server answers to a POST.
 
-    Raises OSError for what every other call would meet, too: a status in FATAL, or no connection. Raises ValueError,
-    with the server's words, for all else that is not an answer, once asking again has not helped.
+    Raises OSError for what every other call would meet, too, and ValueError for all else that is not a judgement.
     """
-    def words(text: str) -> str:  # the beginning, on one line
-        return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
-
-    place = url.partition("?")[0]
+    place = url.partition("?")[0]  # a query may hold a key
     try:
         response = session.post(url, json=body, auth=bearer(key), timeout=TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
-        cause = words(str(getattr(error.args[0], "reason", error)))  # of the last try
-        if isinstance(error, requests.ConnectionError):
-            raise OSError(f"{place}: no connection ({cause}); check the address and the server") from None
-        raise ValueError(f"{type(error).__name__}: {cause}") from None
+        raise OSError(f"{place}: no connection ({type(error).__name__}); check the address and the server") from None
 
-    # what came, without the key, which some servers repeat; one as short as "1" is not a secret, and in every number
-    status, text = response.status_code, response.content.decode(errors="replace")
+    # what came, without the key, which some servers repeat; a key as short as "1" would be in every number
+    text = response.headers.get("Location") or response.content.decode(errors="replace")
     if key and len(key) > 7:
         text = text.replace(key, "***")
-    if status in FATAL:
-        found = words(response.headers.get("Location", text))
-        raise OSError(f"{place} answered {status} {found}; check the key, the model's name and the address")
-    if status >= 400:
-        raise ValueError(f"{status} {words(text)}")
+    found = f"{response.status_code} {' '.join(text.split())[:200]}"
+    if response.status_code in FATAL:
+        raise OSError(f"{place} answered {found}; check the key, the model's name and the address")
 
     # the first choice, with null for -Infinity, which some servers send and JSON does not have
     try:
         choice = json.loads(text, parse_constant=lambda name: None)["choices"][0]
-        if preference_for_second(choice) is None and not choice["message"]["content"]:  # a refusal, a filter
-            raise ValueError("no judgement")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a judgement ({type(error).__name__}): {words(text)}") from None
-    return choice
+        if preference_for_second(choice) is not None or choice["message"]["content"]:  # else a refusal, a filter
+            return choice
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise ValueError(found)
 
 
 @torch.inference_mode()
@@ -340,18 +284,15 @@ def log_likelihoods(model: Llama, examples: list, batch_size: int = 64) -> tuple
 
         # log p of its scored tokens, and their sum in each row
         logits = model.logits(model.hidden(ids[:, :-1])[scored]).float()  # (N scored, V)
-        rows = scored.nonzero()[:, 0]  # which row each scored token is of
         log_p = -F.cross_entropy(logits, targets[scored], reduction="none")  # (N scored,)
+        rows = scored.nonzero()[:, 0]  # which row each scored token is of
         totals[batch] = torch.zeros(len(batch), device=model.device).index_add_(0, rows, log_p).cpu()
         counts[batch] = scored.sum(1).cpu().float()
     return totals, totals / counts
 
 
 def others_of(pairs: list[tuple[str, str]], n: int = 5, seed: int = 1) -> list[list[str]]:
-    """For each (instruction, response), n responses to other instructions, or as many as there are, none like its own.
-
-    Pair after pair, random.Random(seed) samples them from the different ones, in their order.
-    """
+    """For each (instruction, response), n different responses, or as many as there are, none like its own."""
     rng, result = random.Random(seed), []
     responses = list(dict.fromkeys(response for _, response in pairs))
     for _, own in pairs:
@@ -371,16 +312,13 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
     """
     # the sequences, and which are compared: (index of an own response, index of a rival)
     examples, compared = [], []
-    for instruction, own, rivals in rows:
-        fits = []
-        for text in [own, *rivals]:
-            sequence = encode(tokenizer, dialogue(instruction, text), model.config.context + 1)
-            if len(sequence[0]) <= model.config.context:
-                fits.append(sequence)
-            elif not fits:  # the own response
-                break
-        compared += [(len(examples), len(examples) + i) for i in range(1, len(fits))]
-        examples += fits
+    for instruction, *own, rivals in rows:
+        dialogues = [dialogue(instruction, text) for text in own + rivals]
+        sequences = [encode(tokenizer, messages, model.config.context + 1) for messages in dialogues]
+        fits = [sequence for sequence in sequences if len(sequence[0]) <= model.config.context]
+        if sequences[0] in fits:
+            compared += [(len(examples), len(examples) + i) for i in range(1, len(fits))]
+            examples += fits
     if not compared:
         raise ValueError(f"nothing to rank: no response and rival fit a context of {model.config.context} tokens")
 
@@ -392,8 +330,6 @@ def rank_responses(model: Llama, tokenizer: Tokenizer, rows: list[tuple[str, str
         result[name] = round(100 * (scores[own] > scores[rival]).float().mean().item(), 2)
     return result
 
-
-# Files and the command line
 
 def read_outputs(path: Path) -> list[dict]:
     """The rows of a file in AlpacaEval's output format. Raises FileNotFoundError, or ValueError naming the row."""
@@ -409,24 +345,70 @@ def read_outputs(path: Path) -> list[dict]:
 
 
 def pair(outputs: Path, reference: Path) -> list[tuple[str, str, str]]:
-    """(instruction, output, reference output) for two files that answer the same instructions, in the first's order.
-
-    An instruction that stands in a file several times is paired in the order of its answers. Raises ValueError, naming
-    an instruction that one file answers more often than the other.
-    """
-    rows, theirs = read_outputs(outputs), {}
+    """(instruction, output, reference output) of two files, in the first's order; the n-th answer to an instruction
+    goes with the n-th. Raises ValueError if their instructions differ."""
+    pairs, theirs = [], {}
     for row in read_outputs(reference):
         theirs.setdefault(row["instruction"], []).append(row["output"])
-    ours = Counter(row["instruction"] for row in rows)
-    for instruction in [*ours, *theirs]:
-        n, m = ours[instruction], len(theirs.get(instruction, []))
-        if n != m:
-            raise ValueError(f"{outputs} has {n} answers to {instruction[:200]!r}, {reference} has {m}; "
-                             "give both files the same instructions")
-    return [(row["instruction"], row["output"], theirs[row["instruction"]].pop(0)) for row in rows]
+    for row in read_outputs(outputs):
+        if not theirs.get(row["instruction"]):
+            raise ValueError(f"{reference} lacks an answer to {row['instruction'][:200]!r}, which {outputs} has")
+        pairs.append((row["instruction"], row["output"], theirs[row["instruction"]].pop(0)))
+    if any(theirs.values()):
+        raise ValueError(f"{reference} has answers that {outputs} lacks; give both files the same instructions")
+    return pairs
 
 
-def parse_arguments():
+def judge(args):
+    """Judge --outputs against --reference; the last line is the JSON object that other programs read."""
+    pairs = pair(args.outputs, args.reference)
+    if args.judge == "world":
+        preferences, choices = world_judge(pairs, load_world(args.data)), [None] * len(pairs)
+    else:
+        key = secret("OPENAI_API_KEY")
+        with Journal(args.cache, wait=True) as journal:
+            preferences, choices = model_judge(pairs, args.judge, args.base_url, journal, key, args.seed,
+                                               args.both_orders, args.workers, args.logprobs)
+
+    # AlpacaEval's annotations, whose preference runs from 1 (the reference's answer) to 2 (the other)
+    if args.save:
+        rows = []
+        for (instruction, output, other), p, choice in zip(pairs, preferences, choices):
+            rows.append({"instruction": instruction, "output_1": other, "generator_1": args.reference.stem,
+                         "output_2": output, "generator_2": args.outputs.stem, "annotator": args.judge,
+                         "preference": None if p is None else 1 + p, "raw_completion": choice})
+        write_json(args.save, rows)
+
+    # the two win rates
+    judged = [p for p in preferences if p is not None]
+    if not judged:
+        raise ValueError(f"{args.judge} judged none of {len(pairs)} pairs, for the reasons above; is it a chat model?")
+    rate, error = win_rate(judged)
+    instructions, outputs, others = zip(*pairs)
+    known = difficulties_of(instructions, args.data) or ()
+    controlled = length_controlled(preferences, list(map(len, outputs)), list(map(len, others)), *known)
+    form, invalid = "v1" if known else "minimal", len(pairs) - len(judged)
+    print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled ({form}) {controlled:.2f} %; {invalid} judgements "
+          "invalid and left out")
+    print(json.dumps({"win_rate": rate, "standard_error": error, "length_controlled_win_rate": controlled,
+                      "n_total": len(judged), "n_invalid": invalid}))
+
+
+def rank(args):
+    """Print for each model how often the own response is likelier: than other instructions', than what pages show."""
+    rows = read_jsonl(args.pairs, check_fields("instruction", "response"))
+    pairs = [(row["instruction"], row["response"]) for row in rows]
+    rivals = {"others": others_of(pairs)}
+    if all("silences" in row for row in rows):  # in vitro, what stands after a question that nobody answers
+        rivals["silences"] = [row["silences"] for row in rows]
+    for path in map(model_folder, args.rank):
+        model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
+        for name, texts in rivals.items():
+            result = rank_responses(model, tokenizer, [(*pair, others) for pair, others in zip(pairs, texts)])
+            print(json.dumps({"model": str(path), "against": name} | result), flush=True)
+
+
+def main():
     parser = common.parser(__doc__)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--outputs", type=common.path, help="the answers to judge, in AlpacaEval's format")
@@ -439,94 +421,18 @@ def parse_arguments():
     parser.add_argument("--both-orders", action="store_true", help="ask MODEL with either answer first, and average")
     parser.add_argument("--seed", type=common.seed, default=1, help="of which answer is shown first")
     parser.add_argument("--workers", type=common.positive(int), default=8, help="calls at a time; 1 for a slow server")
-    parser.add_argument("--no-logprobs", dest="logprobs", action="store_false",
-                        help="send model and question only, and read the first word of the answer")
-    parser.add_argument("--price-per-million", type=common.positive(float), help="of input tokens; shows the cost")
+    parser.add_argument("--no-logprobs", dest="logprobs", action="store_false", help="read the answer's first word")
     parser.add_argument("--save", type=common.path, help="write AlpacaEval's annotations here")
     parser.add_argument("--pairs", type=common.path, default="data/world/eval.jsonl", help="what --rank ranks")
     parser.add_argument("--device", type=device_name, default=default_device(), help="for --rank")
     args = parser.parse_args()
-
-    # what cannot go together, and what would be overwritten
     if (args.outputs is None) != (args.reference is None):
         parser.error("--outputs and --reference go together")
-    if args.outputs:
-        read = {args.outputs.resolve(), args.reference.resolve()}
-        written = [path.resolve() for path in (args.cache, args.save) if path]
-        if read & set(written) or len(set(written)) < len(written):
-            parser.error("--cache or --save would overwrite another of the files; choose another name")
     check_url(args.base_url, "--base-url")
-    return args
-
-
-def save_annotations(args, pairs, preferences, choices):
-    """AlpacaEval's annotation format, whose preference runs from 1 (the reference's answer) to 2 (the other)."""
-    ours, theirs = [read_outputs(path)[0].get("generator") or path.stem for path in (args.outputs, args.reference)]
-    rows = []
-    for (instruction, output, other), p, choice in zip(pairs, preferences, choices):
-        rows.append({
-            "instruction": instruction, "output_1": other, "generator_1": theirs, "output_2": output,
-            "generator_2": ours, "annotator": args.judge, "preference": None if p is None else 1 + p,
-            "raw_completion": choice})
-    write_json(args.save, rows)
-
-
-def report(args, pairs, preferences):
-    """Print wins, lengths and the two win rates, and at last the JSON object that other programs read."""
-    judged = [p for p in preferences if p is not None]
-    if not judged:
-        raise ValueError(f"{args.judge} judged none of {len(pairs)} pairs, for the reasons above; is it a chat model?")
-    rate, error = win_rate(judged)
-    instructions, outputs, others = zip(*pairs)
-    lengths, reference_lengths = list(map(len, outputs)), list(map(len, others))
-    known = difficulties_of(instructions, args.data) or ()
-    form, controlled = "v1" if known else "minimal", length_controlled(preferences, lengths, reference_lengths, *known)
-
-    wins, ties, invalid = sum(p > 0.5 for p in judged), judged.count(0.5), len(pairs) - len(judged)
-    print(f"{wins} wins, {ties} ties, {len(judged) - wins - ties} losses against {args.reference}; "
-          f"{invalid} judgements invalid and left out")
-    print(f"mean length {np.mean(lengths):.0f} characters, the reference's {np.mean(reference_lengths):.0f}")
-    print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled ({form}) {controlled:.2f} %")
-    print(json.dumps({"win_rate": rate, "standard_error": error, "length_controlled_win_rate": controlled,
-                      "n_total": len(judged), "n_invalid": invalid}))
-
-
-def rank(args):
-    """Print for each model how often the own response is likelier: than other instructions', than what pages show."""
-    rows = read_jsonl(args.pairs, check_fields("instruction", "response"))
-    pairs = [(row["instruction"], row["response"]) for row in rows]
-    rivals = {"others": others_of(pairs)}
-    if all("silences" in row for row in rows):  # in vitro, what stands after a question that nobody answers
-        rivals["silences"] = [row["silences"] for row in rows]
-
-    # each model, against the rivals of each kind
-    for path in map(model_folder, args.rank):
-        model, tokenizer = Llama.from_pretrained(path, device=args.device), Tokenizer(path)
-        for name, texts in rivals.items():
-            compared = [(instruction, own, others) for (instruction, own), others in zip(pairs, texts)]
-            result, n = rank_responses(model, tokenizer, compared), sum(map(len, texts))
-            if result["n_total"] < n:
-                print(f"{path}: {n - result['n_total']} of {n} comparisons are left out; they are longer than its "
-                      f"context of {model.config.context} tokens", file=sys.stderr)
-            print(json.dumps({"model": str(path), "against": name} | result), flush=True)
-
-
-def main():
-    args = parse_arguments()
     if args.rank:
-        return rank(args)
-    pairs = pair(args.outputs, args.reference)
-    if args.judge == "world":
-        preferences, choices = world_judge(pairs, load_world(args.data)), [None] * len(pairs)
+        rank(args)
     else:
-        key = secret("OPENAI_API_KEY")
-        with Journal(args.cache, wait=True) as journal:
-            preferences, choices = model_judge(
-                pairs, args.judge, args.base_url, journal, key, args.seed, args.both_orders, args.workers,
-                args.price_per_million, args.logprobs)
-    if args.save:
-        save_annotations(args, pairs, preferences, choices)
-    report(args, pairs, preferences)
+        judge(args)
 
 
 if __name__ == "__main__":

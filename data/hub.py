@@ -15,127 +15,92 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import common  # first: Ctrl-C is quiet from here on
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from data.common import INDEX
 
 HUB = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that are worth another try
-BACKOFF, LONGEST_PAUSE = 1.0, 60  # seconds of pause, doubled from one try to the next, and the most
+BACKOFF = 1.0  # seconds of pause, doubled from one try to the next
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
-ATTEMPTS = 5  # that may break off and bring nothing new
 
 
 def model_folder(name: str) -> Path:
     """The folder of a model: `name` itself, or models/ORG/NAME, fetched from the hub if it is not there yet.
 
-    If its first part is a folder that exists, `name` is a path. Raises ValueError or OSError: if nothing has that name,
-    the sentence says first that there is no such folder, and which model's folder has nearly that name.
+    If its first part is a folder that exists, `name` is a path. Raises ValueError or OSError.
     """
     path, folder = Path(name), Path("models") / name
     if path.exists():
         return path
-
-    # the sentence for a name that was mistyped
-    ours = []
-    for pattern in ("*/config.json", "*/*/config.json", "*/*/*/config.json"):
-        ours += [str(config.parent) for config in Path().glob(pattern)]
-    near = difflib.get_close_matches(name, ours, 1)
+    near = difflib.get_close_matches(name, [str(config.parent) for config in Path().glob("*/*/config.json")], 1)
     missing = f"there is no folder {name}" + (f" (did you mean {near[0]}?)" if near else "")
-
-    # a path, or a name on the hub?
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{missing}; give a model's folder, or its ORG/NAME on the hub")
-    try:
-        if not (folder / "config.json").exists():
-            fetch_model(name, folder)
-    except (ValueError, OSError) as error:
-        if folder.exists():  # the hub has a model of that name
-            raise
-        raise OSError(f"{missing}, and it was not found on the hub: {error}") from None
+    if not (folder / "config.json").exists():
+        print(f"{missing}, so it is fetched from the hub", file=sys.stderr)
+        fetch_model(name, folder)
     return folder
 
 
 def fetch_model(repo: str, folder: Path):
-    """Bring config, tokenizer files and safetensors of a model on the hub into `folder`. Raises ValueError or OSError.
-
-    A second run on the same folder waits for the first.
-    """
+    """Bring config, tokenizer and safetensors of a model on the hub into `folder`. Raises ValueError or OSError."""
     session, files_at = open_hub(), f"{HUB}/{repo}/resolve/main"
 
-    # 1. What the hub lists (up to 1,000 files): sizes, the SHA-256 of large files, git's SHA-1 of small ones.
+    # What the hub lists (up to 1,000 files): sizes, the SHA-256 of large files, git's SHA-1 of small ones.
     files = {}
-    for entry in get_json(session, f"{HUB}/api/models/{repo}/tree/main"):
+    for entry in get(session, f"{HUB}/api/models/{repo}/tree/main").json():
         files[entry["path"]] = entry["size"], (entry.get("lfs") or entry)["oid"]
 
-    # 2. The weights: one file, or an index and the shards that it names. Pickled ones are never fetched.
+    # The weights: one file, or an index and the shards that it names. Pickled ones are never fetched.
     weights = ["model.safetensors"]
     if weights[0] not in files and INDEX in files:
-        shards = get_json(session, f"{files_at}/{INDEX}")["weight_map"].values()
-        weights = [INDEX, *sorted(set(shards))]
+        weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}").json()["weight_map"].values()))]
 
-    # 3. What a model needs. config.json comes last, so that a folder that has it is whole.
+    # What a model needs. config.json comes last, so that a folder that has it is whole.
     optional = sorted({"tokenizer.model", "tokenizer_config.json"} & files.keys())
     names = ["tokenizer.json", *optional, *weights, "config.json"]
     for name in names:
-        if name not in files or Path(name).name != name:  # the second would leave the folder
+        if name not in files or "/" in name:  # the second could leave the folder
             raise ValueError(f"{HUB}/{repo} has no {name} in its first folder; "
                              "a model must come with config.json, tokenizer.json and safetensors")
-
-    # 4. File after file, one run at a time.
     folder.mkdir(parents=True, exist_ok=True)
-    held = common.hold(folder, wait=True)
-    try:
-        for name in names:
-            fetch_file(session, f"{files_at}/{name}", folder / name, *files[name])
-    finally:
-        os.close(held)
+    for name in names:
+        fetch_file(session, f"{files_at}/{name}", folder / name, *files[name])
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, size: int, digest: str):
-    """Download to `path`, which appears only if its size and hash are the hub's. Raises OSError or ValueError."""
+    """Download to `path`, which appears only if its size and hash are the hub's. Raises OSError or ValueError.
+
+    A download that broke goes on where it was, in a later run, too.
+    """
     if path.exists() and path.stat().st_size == size:
         return
     incomplete = path.with_name(path.name + ".incomplete")
-    try:
-        with open(incomplete, "a+b") as file:
-            receive(session, url, file, size)
-            file.seek(0)
-            kind = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % size)
-            found = hashlib.file_digest(file, lambda: kind).hexdigest()
-    except OSError as error:
-        if error.errno is None:  # of the network, and a sentence already
-            raise
-        raise OSError(f"could not write {incomplete} ({error.strerror}); make room, then run this again") from None
+    with open(incomplete, "a+b") as file:
+        while (start := file.tell()) < size:
+            response = get(session, url, stream=True, headers={"Range": f"bytes={start}-"})
+            if response.status_code != 206:  # this server sends the whole file
+                file.seek(0)
+                file.truncate()
+            try:
+                for piece in response.iter_content(1 << 18):
+                    file.write(piece)
+                    if sys.stderr.isatty():
+                        print(f"\r{path.name}  {file.tell() / 1e6:,.1f} of {size / 1e6:,.1f} MB ",
+                              end="\n" if file.tell() == size else "", file=sys.stderr, flush=True)
+            except requests.RequestException:  # the connection broke
+                pass
+            if file.tell() == start:
+                raise OSError(f"{url} broke off; check the network, then run this again")
+        file.seek(0)
+        kind = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % size)
+        found = hashlib.file_digest(file, lambda: kind).hexdigest()
     if found != digest:
         incomplete.unlink()
         raise ValueError(f"{url} sent something else than the {size:,} bytes that the hub lists; they are thrown away, "
                          "run this again")
     os.replace(incomplete, path)
-
-
-def receive(session: requests.Session, url: str, file, size: int):
-    """Append to an open file until it has `size` bytes. What an earlier run or try brought is not asked for again."""
-    failures = 0
-    while file.tell() < size:
-        start = file.tell()
-        try:
-            response = get(session, url, stream=True, headers={"Range": f"bytes={start}-"})
-            if response.status_code != 206:  # this server sends the whole file
-                file.seek(0)
-                file.truncate()
-            for piece in response.iter_content(1 << 18):
-                file.write(piece)
-                if sys.stderr.isatty():
-                    print(f"\r{Path(file.name).stem}  {file.tell() / 1e6:,.1f} of {size / 1e6:,.1f} MB ",
-                          end="\n" if file.tell() == size else "", file=sys.stderr, flush=True)
-            return
-        except requests.RequestException as error:  # the connection broke
-            failures = 0 if file.tell() > start else failures + 1
-            if failures == ATTEMPTS:
-                raise OSError(f"{url} broke off {ATTEMPTS} times ({type(error).__name__}); "
-                              "check the network, then run this again") from None
 
 
 def open_hub() -> requests.Session:
@@ -152,35 +117,22 @@ def get(session: requests.Session, url: str, **options) -> requests.Response:
         response = session.get(url, auth=auth, timeout=TIMEOUT, **options)
     except requests.RequestException as error:
         raise OSError(f"{url} failed ({type(error).__name__}); check the network, then run this again") from None
-    if response.status_code in BUSY:
-        raise OSError(f"{url} answered {response.status_code}; wait a while, then run this again")
     if not response.ok:
-        raise OSError(f"{url} answered {response.status_code}; check the name, and if access to it must be asked for, "
-                      "do so on its page and set HF_TOKEN to a token of yours")
+        raise OSError(f"{url} answered {response.status_code}; check the name, or wait a while and run this again; "
+                      "if access must be asked for, do so on its page and set HF_TOKEN")
     return response
 
 
-def get_json(session: requests.Session, url: str, **options):
-    """The JSON value that a GET answers. Raises OSError."""
-    response = get(session, url, **options)
-    try:
-        return response.json()
-    except ValueError:
-        raise OSError(f"{url} answered no JSON but {response.content[:40]!r}; try again later") from None
-
-
-# HTTP, for judge.py, too
-
 def open_session(connect: int = 3) -> requests.Session:
-    """A session in which urllib3 repeats a request: up to 6 times if the server is busy, after the pause that its
-    Retry-After asks for; twice if it hangs up; `connect` times if it cannot be reached."""
+    """A session that asks again: up to 6 times if the server is busy, after the pause that its Retry-After asks for;
+    twice if it hangs up; `connect` times if it cannot be reached."""
     retry = Retry(6, connect=connect, read=2, other=0, allowed_methods=None, status_forcelist=BUSY,
-                  raise_on_status=False, backoff_factor=BACKOFF, backoff_jitter=BACKOFF, backoff_max=LONGEST_PAUSE)
-    retry.retry_after_max = LONGEST_PAUSE  # urllib3 before 2.6.3 has no such argument, and no limit
+                  raise_on_status=False, backoff_factor=BACKOFF, backoff_jitter=BACKOFF, backoff_max=60)
+    retry.retry_after_max = 60  # seconds; urllib3 before 2.6.3 has no such argument, and no limit
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"  # nothing is compressed, so sizes are the files' own
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=256, max_retries=retry))
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=256, max_retries=retry))
     return session
 
 
@@ -193,8 +145,7 @@ def secret(name: str) -> str | None:
 
 
 def bearer(key: str | None):
-    """The `auth` of a request. Unlike a header that we set, it is not replaced by an entry of ~/.netrc; requests drops
-    it if a redirect leads to another host."""
+    """The `auth` of a request: no entry of ~/.netrc replaces it, and it does not follow a redirect to another host."""
     def sign(request):
         if key:
             request.headers["Authorization"] = f"Bearer {key}"
@@ -203,12 +154,8 @@ def bearer(key: str | None):
 
 
 def check_url(url: str, name: str):
-    """Raise ValueError, with the name of the option, if `url` is not an http(s) address without a password."""
-    try:
-        good = re.match(r"https?://[^\s@#]+$", url) and requests.Request("GET", url).prepare()
-    except requests.RequestException:
-        good = False
-    if not good:  # it is not shown, since it may hold a password
+    """Raise ValueError, with the name of the option and without a password, if `url` is not an http(s) address."""
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\w:.]+\])(:\d+)?([/?][^\s@#]*)?", url):
         raise ValueError(f"{name} is not an address like https://host or http://localhost:8080")
 
 

@@ -15,13 +15,11 @@ import requests
 
 from data.common import check_fields, parse_json, read_jsonl, write_jsonl
 from data.format import check_dialogue, dialogue
-from data.hub import HUB, get, get_json, open_hub
+from data.hub import HUB, get, open_hub
 
 ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
 
-
-# What a row of each source becomes: an example, or None to leave it out
 
 def example(*texts: str) -> dict:
     return {"messages": dialogue(*texts)}
@@ -35,11 +33,6 @@ def poem(row):
 def recipe(row):
     ingredients = "".join(f" - {item}\n" for item in ast.literal_eval(row["Cleaned_Ingredients"]))
     return example(f"Recipe for {row['Title']}", f"{ingredients}\n\n{row['Instructions']}")
-
-
-def each(convert):
-    """The same for all rows of a source. Chess and AlpacaEval's difficulties take several rows for an example."""
-    return lambda rows: filter(None, map(convert, rows))
 
 
 def games(rows):
@@ -57,55 +50,51 @@ def games(rows):
 
 
 def difficulties(rows):
-    """An example for each instruction, in order: how difficult AlpacaEval finds it, and how its judge preferred GPT-4's
-    answers that were made shorter or longer, or null if it did not say. AlpacaEval has the reference's length less
-    the answer's, in standard deviations; `longer_by` is the answer's less the reference's."""
+    """For each instruction, in order, how difficult AlpacaEval finds it, and how its judge preferred GPT-4's answers
+    that were made shorter or longer (null: it did not say). AlpacaEval has the reference's length less the answer's,
+    in standard deviations; `longer_by` is the answer's less the reference's."""
     examples = {}
     for row in rows:
         new = {"difficulty": float(row["instruction_difficulty"]), "gamed": []}
-        examples.setdefault(int(row["index"]), new)["gamed"].append({
-            "preference": float(row["preference"]) if row["preference"] else None,
-            "longer_by": -float(row["std_delta_len"])})
-    for index in range(len(examples)):
-        yield examples[index]
+        preference = float(row["preference"]) if row["preference"] else None
+        gamed = examples.setdefault(int(row["index"]), new)["gamed"]
+        gamed.append({"preference": preference, "longer_by": -float(row["std_delta_len"])})
+    return [examples[index] for index in range(len(examples))]
 
 
-# The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; rows to examples
+# The file; a dataset (name, config, split) or a raw file; how many examples, the first ones; what converts
 SOURCES = [
-    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030,
-     each(lambda row: example(*row["conversations"]))),
-    ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374,
-     each(lambda row: example(row["text"], row["code"]))),
-    ("gsm", ("openai/gsm8k", "main", "train"), 1000, each(lambda row: example(row["question"], row["answer"]))),
-    ("poetry", ("merve/poetry", "default", "train"), 571, each(poem)),
-    ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, each(recipe)),
+    ("broad", f"{HUB}/datasets/GAIR/lima/resolve/main/train.jsonl", 1030, lambda row: example(*row["conversations"])),
+    ("mbpp", ("google-research-datasets/mbpp", "full", "train"), 374, lambda row: example(row["text"], row["code"])),
+    ("gsm", ("openai/gsm8k", "main", "train"), 1000, lambda row: example(row["question"], row["answer"])),
+    ("poetry", ("merve/poetry", "default", "train"), 571, poem),
+    ("recipes", ("Hieu-Pham/kaggle_food_recipes", "default", "train"), 1000, recipe),
     ("chess", ("patrickfrank1/chess-pgn-games", "default", "train"), 1000, games),
     ("eval", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json", 805,
-     each(lambda row: {"instruction": row["instruction"], "response": row["output"]})),
+     lambda row: {"instruction": row["instruction"], "response": row["output"]}),
     ("difficulties", f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv", 805, difficulties),
-    ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, each(lambda row: {"instruction": row["instruction"]})),
+    ("val", f"{AUTHORS}/eval/val_eval/val.jsonl", 56, lambda row: {"instruction": row["instruction"]}),
 ]
-CHECKS = {"eval": check_fields("instruction"), "val": check_fields("instruction"), "difficulties": lambda row: None}
 
 
 def fetch_data(folder: Path, sources=SOURCES):
     """Write the paper's datasets, each whole or not at all; those that are there stay. Raises ValueError or OSError."""
     session = open_hub()
     for name, source, count, convert in sources:
-        path, check = folder / f"{name}.jsonl", CHECKS.get(name, check_dialogue)
+        path, address = folder / f"{name}.jsonl", source if isinstance(source, str) else "/".join(source)
         if path.exists():
             continue
-        address = source if isinstance(source, str) else "/".join(source)
         try:
-            examples = list(islice(convert(rows_of(session, source)), count))
+            rows = rows_of(session, source)
+            converted = convert(rows) if convert in (games, difficulties) else filter(None, map(convert, rows))
+            examples = list(islice(converted, count))
             for i, row in enumerate(examples, 1):
-                if problem := check(row):
+                if "messages" in row and (problem := check_dialogue(row)):
                     raise ValueError(f"example {i}: {problem}")
             if len(examples) < count:
                 raise ValueError(f"it gave {len(examples)} examples, the paper had {count}")
         except (ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
-            raise ValueError(f"{address} is not what it was when the paper was written ({type(error).__name__}: "
-                             f"{error}); mend its line of SOURCES in data/sources.py") from None
+            raise ValueError(f"{address} is not as the paper had it ({type(error).__name__}: {error})") from None
         write_jsonl(path, examples)
         print(f"{path}: {count} from {address}")
 
@@ -121,40 +110,30 @@ def rows_of(session: requests.Session, source):
         else:
             yield from map(parse_json, text.strip().split("\n"))
         return
-    dataset, config, split = source
-    offset, total = 0, 1
-    while offset < total:
-        page = get_json(session, f"{ROWS}/rows", params={
-            "dataset": dataset, "config": config, "split": split, "offset": offset, "length": 100})
+    query = dict(zip(("dataset", "config", "split"), source))
+    for offset in range(0, 10**9, 100):
+        page = get(session, f"{ROWS}/rows", params=query | {"offset": offset, "length": 100}).json()
         for row in page["rows"]:
             if row["truncated_cells"]:
                 raise ValueError(f"row {row['row_idx']} came with {row['truncated_cells']} cut off")
             yield row["row"]
-        offset, total = offset + 100, page["num_rows_total"]
+        if offset + 100 >= page["num_rows_total"]:
+            return
 
 
 def difficulties_of(instructions, folder: Path):
     """(difficulties, gamed) of instructions as `length_controlled` of judge.py takes them; None if `folder` has no
-    difficulties.jsonl, whose lines go with those of eval.jsonl, or not all of the instructions. Raises ValueError."""
-    path = folder / "difficulties.jsonl"
-    if not path.exists():
+    difficulties.jsonl, whose lines go with those of eval.jsonl, or not all of the instructions."""
+    if not (folder / "difficulties.jsonl").exists():
         return None
     asked = read_jsonl(folder / "eval.jsonl", check_fields("instruction"))
-    rows = read_jsonl(path, lambda row: None)
-    known, gamed = {}, []
-    try:
-        for question, row in zip(asked, rows):
-            known[question["instruction"]] = float(row["difficulty"])
-        for i in range(len(rows[0]["gamed"])):  # model by model, as AlpacaEval has them
-            for row in rows:
-                answer = row["gamed"][i]
-                if answer["preference"] is not None:
-                    gamed.append((float(answer["preference"]), float(answer["longer_by"]), float(row["difficulty"])))
-    except (ValueError, TypeError, LookupError):
-        raise ValueError(f"{path} is not what make data writes; remove it, and make data writes it anew") from None
-    if not known.keys() >= set(instructions):
-        return None
-    return [known[instruction] for instruction in instructions], gamed
+    rows, gamed = read_jsonl(folder / "difficulties.jsonl", lambda row: None), []
+    known = {question["instruction"]: row["difficulty"] for question, row in zip(asked, rows)}
+    for answers in zip(*(row["gamed"] for row in rows)):  # model by model, as AlpacaEval has them
+        for row, answer in zip(rows, answers):
+            if answer["preference"] is not None:
+                gamed.append((answer["preference"], answer["longer_by"], row["difficulty"]))
+    return ([known[one] for one in instructions], gamed) if known.keys() >= set(instructions) else None
 
 
 def main():
