@@ -388,6 +388,8 @@ def judge(args):
     known = difficulties_of(instructions, args.data) or ()
     controlled = length_controlled(preferences, list(map(len, outputs)), list(map(len, others)), *known)
     form, invalid = "v1" if known else "minimal", len(pairs) - len(judged)
+    wins, ties = sum(p > 0.5 for p in judged), judged.count(0.5)
+    print(f"{wins} wins, {ties} ties, {len(judged) - wins - ties} losses against {args.reference}")
     print(f"win rate {rate:.2f} ± {error:.2f} %, length-controlled ({form}) {controlled:.2f} %; {invalid} judgements "
           "invalid and left out")
     print(json.dumps({"win_rate": rate, "standard_error": error, "length_controlled_win_rate": controlled,
@@ -430,9 +432,12 @@ def main():
         parser.error("--outputs and --reference go together")
     check_url(args.base_url, "--base-url")
     if args.rank:
-        rank(args)
-    else:
-        judge(args)
+        return rank(args)
+    read = {args.outputs.resolve(), args.reference.resolve()}
+    written = [path.resolve() for path in (args.cache, args.save) if path]
+    if read & set(written) or len(set(written)) < len(written):
+        parser.error("--cache or --save would overwrite another of the files; choose another name")
+    judge(args)
 
 
 if __name__ == "__main__":

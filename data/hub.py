@@ -65,8 +65,12 @@ def fetch_model(repo: str, folder: Path):
             raise ValueError(f"{HUB}/{repo} has no {name} in its first folder; "
                              "a model must come with config.json, tokenizer.json and safetensors")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        fetch_file(session, f"{files_at}/{name}", folder / name, *files[name])
+    held = common.hold(folder, wait=True)  # a second run on this folder waits for the first
+    try:
+        for name in names:
+            fetch_file(session, f"{files_at}/{name}", folder / name, *files[name])
+    finally:
+        os.close(held)
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, size: int, digest: str):
