@@ -40,8 +40,8 @@ AFRESH = "--overwrite (make: OVERWRITE=1) starts afresh"
 
 
 def read_config(path, kind):
-    """A config.json as a `kind`, a dataclass whose fields are the keys that model.py knows. Raises FileNotFoundError or,
-    naming the key, ValueError for a value that model.py does not have."""
+    """A config.json as a `kind`, a dataclass whose fields are the keys that model.py knows. Raises FileNotFoundError,
+    or ValueError for a key that is set to what model.py does not do."""
     found = read_json(path, A_MODEL_IS)
     try:
         # the architecture first: with another one, no key means what it means here
@@ -56,7 +56,6 @@ def read_config(path, kind):
         known |= rope(known)
         known["dtype"] = known["dtype"] or known["torch_dtype"] or "float32"
 
-        # the rest are the fields of `kind`
         types = kind.__annotations__
         values = {key: value for key, value in known.items() if key in types}
         check(values, types)
@@ -66,8 +65,8 @@ def read_config(path, kind):
 
 
 def rope(known: dict) -> dict:
-    """rope_theta and rope_scaling, which transformers 5 nests in rope_parameters. Raises ValueError for other scalings
-    than Llama 3.1's. If both keys are there, transformers reads rope_scaling."""
+    """rope_theta and rope_scaling, which transformers 5 nests in rope_parameters. It reads rope_scaling if both are
+    there. Raises ValueError for another scaling than Llama 3.1's."""
     key = "rope_scaling" if known["rope_scaling"] else "rope_parameters"
     found = known[key] or {}
     theta = found.get("rope_theta", known["rope_theta"])
@@ -103,8 +102,7 @@ def check(values: dict, types: dict):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: model.safetensors, or those that its index names. Raises
-    FileNotFoundError for an absent one, ValueError for an index that is not one."""
+    """A folder's model.safetensors, or the files that its index names. Raises FileNotFoundError or ValueError."""
     names, index = ["model.safetensors"], folder / INDEX
     if index.exists() and not (folder / names[0]).exists():
         found = read_json(index, A_MODEL_IS)
@@ -121,25 +119,20 @@ def stored_tensors(paths: list[Path], device):
     """Yield (path, name, tensor) for all that safetensors files hold. Raises ValueError for a file that is damaged."""
     for path in paths:
         try:
-            with safe_open(path, framework="pt") as file:
-                names = sorted(file.keys())
-            for name in names:
-                with safe_open(path, framework="pt", device=str(device)) as file:  # anew: what was read is unmapped
-                    yield path, name, file.get_tensor(name)
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for name in sorted(file.keys()):
+                    if "rotary_emb." not in name:  # of Llama 1; model.py derives it
+                        yield path, name, file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
 
 
 def load_tensors(paths: list[Path], expected: dict, dtype, device) -> dict:
-    """The tensors of safetensors files together, by name, in `dtype` on `device`.
-
-    expected: tensors or parameters by name; if one is sharded over ranks, this rank's part is kept. Raises ValueError,
-    naming the file and the tensor, for one that is missing, unexpected, of another shape, or not finite.
-    """
+    """The tensors of safetensors files together, by name, in `dtype` on `device`. expected: tensors or parameters by
+    name; if one is sharded over ranks, this rank's part is kept. Raises ValueError, naming the file and the tensor, for
+    one that is missing, unexpected, of another shape, or not finite."""
     tensors = {}
     for path, stored, tensor in stored_tensors(paths, device):
-        if "rotary_emb." in stored:  # of Llama 1; model.py derives it
-            continue
         name = EMBEDDING if stored == HEAD and HEAD not in expected else stored  # a tied matrix may have both names
         if name not in expected:
             raise ValueError(f"{path}: unexpected {stored}")
@@ -157,7 +150,10 @@ def load_tensors(paths: list[Path], expected: dict, dtype, device) -> dict:
                 hint = "add --dtype bfloat16, or " if dtype == torch.float16 else ""
                 raise ValueError(f"{path}: {stored} holds NaN or infinity in {dtype}; {hint}fetch or train it again")
             tensor = torch.where(used[:, None], tensor, mean)
-        tensors[name] = placed_like(expected[name], tensor)
+        tensor = placed_like(expected[name], tensor)
+        if name in tensors and not tensors[name].equal(tensor):
+            raise ValueError(f"{path}: {HEAD} is another matrix than {EMBEDDING}; set its tie_word_embeddings to false")
+        tensors[name] = tensor
     if missing := sorted(expected.keys() - tensors.keys()):
         rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"{paths[0]}: missing {', '.join(missing[:3])}{rest}")
@@ -185,11 +181,9 @@ def save_tensors(path, tensors: dict, metadata: dict[str, str], dtype=None):
 
 def write_companions(folder: Path, base: Path, tuned: bool, prompt: str = PROMPT):
     """Write what other tools read beside config.json and the weights: the tokenizer of `base`, generation_config.json
-    and, if the model is `tuned` on dialogues, the chat template of `prompt`.
-
-    Nothing comes from the base's tokenizer_config.json: by the class that it names, such as LlamaTokenizer,
-    transformers 5 would split a text into other tokens than the model was trained on.
-    """
+    and, if the model is `tuned` on dialogues, the chat template of `prompt`. Nothing comes from the base's
+    tokenizer_config.json: transformers 5 splits texts by the rules of the class that it names, such as LlamaTokenizer,
+    and the model was trained on other tokens."""
     # the tokenizer, and SentencePiece's own file of it, without which llama.cpp makes up its scores
     tokenizer = Tokenizer(base)
     write_text(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True))
@@ -244,8 +238,7 @@ def state(out: Path, settings: dict, resume: bool, overwrite: bool) -> str:
     if overwrite or not path.exists():
         return "nothing"
     if not resume:
-        raise ValueError(f"{out} holds another run; add --resume to continue it, --overwrite to discard it, "
-                         "or choose another --out")
+        raise ValueError(f"{out} holds another run; --resume continues it, --overwrite discards it (or another --out)")
     found = read_json(path, AFRESH) if path.name == RECORD else checkpoint_metadata(path)["settings"]
     for key, value in settings.items():
         other = found.get(key) if isinstance(found, dict) else None
@@ -290,9 +283,8 @@ def load_checkpoint(path: Path, model, optimizer) -> tuple[int, dict]:
     for name, parameter in model.named_parameters():
         expected |= {f"{name}.{moment}": parameter for moment in MOMENTS}
     run, tensors = checkpoint_metadata(path), load_tensors([path], expected, torch.float32, model.device)
-    step = torch.tensor(float(len(run["curves"]["loss"])), device=model.device)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
-        optimizer.state[parameter]["step"] = step.clone()
+        optimizer.state[parameter]["step"] = torch.tensor(float(len(run["curves"]["loss"])), device=model.device)
     return run["epochs"], run["curves"]
