@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 from data import common
-from data.common import replacing, shorten, write_json, write_text
+from data.common import replacing, write_json, write_text
 
 import compare
 import experiment
@@ -144,6 +144,12 @@ class Grader:
             if file in files and names:
                 others.append(f"{file}: {shorten(names, 5)}")
         return f"Changed, and ignored: {shorten(others, 9)}." if others else ""
+
+
+def shorten(items: list, limit: int) -> str:
+    """The first few of a list that may be long."""
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest
 
 
 def result_of(name: str, points: float, wrong: list[str | None], visible: bool) -> dict:
