@@ -24,21 +24,17 @@ def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):
 def share_processors():
     """Let PyTorch's threads, if nobody has set them, keep to the quota and sleep soon, rather than spin and keep a
     processor from others ("A busy machine" in tests/README.md)."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if cpu_quota() < (os.cpu_count() or 1):
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if n_processors() < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(n_processors()))
 
 
-def n_processors() -> int:
-    """How many processors this process can keep busy."""
+def n_processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many processors this process can keep busy; a container, as one with `--cpus 2`, may have a quota of them."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(n, cpu_quota())))
-
-
-def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """How many processors' time a container has, as one with `--cpus 2`; infinite if nothing limits it."""
     quota, period = limit.read_text().split() if limit.exists() else ("max", "")  # microseconds
-    return math.inf if quota == "max" else int(quota) / int(period)
+    return n if quota == "max" else max(1, min(n, int(quota) // int(period)))
 
 
 sys.excepthook = quiet_interrupt

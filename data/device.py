@@ -30,8 +30,7 @@ def fast_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu" or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False  # the last asks what the kernels may use, which can be less than what the processor has
-    capabilities = torch.cpu.get_capabilities()
-    return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def prepare(device: str):
@@ -54,8 +53,8 @@ def compile_layers(model):
 
 
 def decoding_step(model):
-    """(a function, a share). step(token, cache) is the model's output, (B, C), for one more token of each row, (B,).
-    The share of finished rows from which dropping them pays is larger on a GPU, where a step is recorded."""
+    """(step, the share of finished rows from which dropping them pays, which is larger on a GPU, where a step is
+    recorded). step(token, cache) is the model's output, (B, C), for one more token of each row, (B,)."""
     def step(token, cache):
         return model.hidden(token[:, None], cache)[:, 0]
 

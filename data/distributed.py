@@ -17,9 +17,8 @@ def start_ranks(device: str, backend: str | None = None, **options) -> str:
 
 
 def end_ranks():
-    """Leave together: a rank that left early could cut off one that still gathers."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier()  # a rank that left early could cut off one that still gathers
         dist.destroy_process_group()
 
 
@@ -31,8 +30,7 @@ def n_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
+def is_main() -> bool:  # whether this process prints and writes
     return rank() == 0
 
 
@@ -63,8 +61,7 @@ def from_main(work):
 
 
 def wait_for_all():
-    if dist.is_initialized():
-        dist.barrier()
+    from_all(None)
 
 
 def summed(tensor):
