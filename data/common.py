@@ -22,8 +22,9 @@ def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):
 
 
 def share_processors():
-    """Let PyTorch's threads, if nobody has set them, keep to the quota and sleep soon, rather than spin and keep a
-    processor from others ("A busy machine" in tests/README.md)."""
+    """Let PyTorch's threads, if nobody has set them, keep to the quota and sleep soon: see tests/README.md."""
+    if "torch" in sys.modules:  # too late
+        return
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if n_processors() < (os.cpu_count() or 1):
@@ -31,7 +32,7 @@ def share_processors():
 
 
 def n_processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many processors this process can keep busy; a container, as one with `--cpus 2`, may have a quota of them."""
+    """How many processors this process can keep busy; a container may have a quota, as with `--cpus 2`."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = limit.read_text().split() if limit.exists() else ("max", "")  # microseconds
     return n if quota == "max" else max(1, min(n, int(quota) // int(period)))
@@ -42,13 +43,12 @@ share_processors()
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The file's docstring as it stands, and each option's default if it has one."""
-
     def _get_help_string(self, action):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
+    """Its help has the file's docstring as it stands, and each option's default if it has one."""
     return argparse.ArgumentParser(description=description, formatter_class=Help)
 
 
@@ -199,7 +199,7 @@ class Journal:
                 self.values[row["key"]] = row["value"]
             except (ValueError, KeyError, TypeError):
                 pass
-        if text and not text.endswith(b"\n"):
+        if text[-1:] not in (b"", b"\n"):
             self.write("")  # ends a torn line, so that the next one stands alone
 
     def __enter__(self):

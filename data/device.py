@@ -62,9 +62,8 @@ def decoding_step(model):
 
 
 class RecordedStep:
-    """A step as a CUDA graph: it is hundreds of small kernels, and launching them one by one takes longer than they do.
-    A graph reads and writes the tensors that it was recorded with, so with a cache that has grown or a batch that has
-    shrunk it is recorded anew."""
+    """A step as a CUDA graph: launching its hundreds of small kernels one by one takes longer than they do. It reads and
+    writes the tensors that it was recorded with, so if the cache grows or the batch shrinks it is recorded anew."""
 
     def __init__(self, step):
         self.step, self.recorded_keys = step, None

@@ -75,9 +75,9 @@ def gathered(tensors: dict) -> dict:
     """Whole tensors on rank 0 from those that are sharded over ranks; every rank must take part."""
     whole = {}
     for name, tensor in tensors.items():
-        tensor = (tensor.full_tensor() if hasattr(tensor, "placements") else tensor).detach()
+        tensor = tensor.full_tensor() if hasattr(tensor, "placements") else tensor
         if is_main():
-            whole[name] = tensor.cpu()
+            whole[name] = tensor.detach().cpu()
     return whole
 
 
@@ -97,7 +97,6 @@ def shard(model, autocast: bool):
         return
     from torch.distributed.device_mesh import init_device_mesh  # slow to import
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
     mesh = init_device_mesh("cuda" if dist.get_backend() == "nccl" else "cpu", (n_ranks(),))
     # without cast_forward_inputs the residual stream and the rotary angles stay in fp32, as on one device
     policy = MixedPrecisionPolicy(torch.bfloat16 if autocast else None, torch.float32, cast_forward_inputs=False)

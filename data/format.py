@@ -69,15 +69,13 @@ def encode_document(tokenizer, text: str, max_length: int):
 
 
 def chat_template(prompt: str = PROMPT) -> str:
-    """The format as Jinja, which transformers, vLLM and llama.cpp render before they tokenise without adding a BOS. A
-    message's content is a text or, as some clients send it, a list of parts {"type": "text", "text": ...}."""
+    """The format as Jinja, for transformers, vLLM and llama.cpp. A message's content is a text or a list of parts."""
     before, _, after = (json.dumps(part, ensure_ascii=False) for part in prompt.partition("{instruction}"))
     return TEMPLATE.replace("BEFORE", before).replace("AFTER", after)
 
 
 def check_template(tokenizer):
-    """Raise ValueError if tools that render the chat template would get other tokens than `encode` gives. They tokenise
-    a whole dialogue as one text, with the texts of BOS and EOS in it as special tokens."""
+    """Raise ValueError if tools that tokenise a rendered dialogue, BOS and EOS in it, get other tokens than `encode`."""
     bpe = BPE.from_str(tokenizer.bpe.to_str())
     bpe.add_special_tokens([text for text in (tokenizer.bos, tokenizer.eos) if text])
     turn = f"{PROMPT.replace('{instruction}', 'One?')}Two.{tokenizer.eos}"
@@ -172,13 +170,12 @@ def train_tokenizer(texts, vocab_size: int) -> BPE:
 
 
 def print_tokens(tokenizer: Tokenizer, ids: list[int], labels: list[int]):
-    """Print the text that each token adds to those before it, with dots between: the scored ones in color, or in
-    [brackets] if the output is no terminal. A character of several tokens comes with the last of them."""
+    """Print what each token adds to the text, with dots between: the scored ones in color or, in a file, [brackets]."""
     left, right = ("\033[1;30;42m", "\033[0m") if sys.stdout.isatty() else ("[", "]")
     shown, before = [], ""
     for n, label in enumerate(labels, 1):
         whole = tokenizer.bpe.decode(ids[:n], skip_special_tokens=False)
-        if whole.endswith("\ufffd") and n < len(ids):
+        if whole.endswith("\ufffd") and n < len(ids):  # a part of a character
             whole = before
         text = whole[len(before):].replace("\n", "\\n\n")
         shown.append(text if label == IGNORE else f"{left}{text}{right}")
