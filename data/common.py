@@ -94,8 +94,7 @@ text = checked(str, lambda argument: not re.search("[\ud800-\udfff]", argument),
 
 @contextmanager
 def replacing(path):
-    """A temporary name beside `path` (or the file that it links to), renamed over it if the block succeeds and removed
-    if it fails. Raises OSError, naming `path`."""
+    """A temporary name beside `path`, renamed over it, or the file that it links to, if the block succeeds."""
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a file that can be replaced; choose another name")
@@ -168,8 +167,7 @@ def check_fields(*names: str):
 
 
 def hold(path, wait: bool = False) -> int:
-    """Keep a file or folder for this run only, until the process ends or the file descriptor returned is closed. Raises
-    OSError if another run has it; with `wait`, says so and waits for that run's end."""
+    """Keep a file or folder for this run until the descriptor returned is closed; if another has it, OSError or wait."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

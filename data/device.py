@@ -62,8 +62,8 @@ def decoding_step(model):
 
 
 class RecordedStep:
-    """A step as a CUDA graph: launching its hundreds of small kernels one by one takes longer than they do. It reads and
-    writes the tensors that it was recorded with, so if the cache grows or the batch shrinks it is recorded anew."""
+    """A step as a CUDA graph: launching its hundreds of small kernels one by one takes longer than they do. It works on
+    the tensors that it was recorded with, so if the cache grows or the batch shrinks it is recorded anew."""
 
     def __init__(self, step):
         self.step, self.recorded_keys = step, None

@@ -75,7 +75,7 @@ def chat_template(prompt: str = PROMPT) -> str:
 
 
 def check_template(tokenizer):
-    """Raise ValueError if tools that tokenise a rendered dialogue, BOS and EOS in it, get other tokens than `encode`."""
+    """Raise ValueError if tools that tokenise a whole rendered dialogue get other tokens than `encode` gives."""
     bpe = BPE.from_str(tokenizer.bpe.to_str())
     bpe.add_special_tokens([text for text in (tokenizer.bos, tokenizer.eos) if text])
     turn = f"{PROMPT.replace('{instruction}', 'One?')}Two.{tokenizer.eos}"
@@ -86,8 +86,7 @@ def check_template(tokenizer):
 
 
 def set_apart(part: dict) -> dict:
-    """For json.loads: a part of a tokenizer.json, changed so that a dialogue as one text has the tokens of its turns:
-    special tokens are found as they are written, and the text after one begins like any text."""
+    """Change a part of a tokenizer.json (for json.loads) so that a text has the same tokens behind BOS or EOS as alone."""
     if part.get("special") is True:
         part |= dict.fromkeys(("normalized", "lstrip", "rstrip", "single_word"), False)
         part["special"] = part["content"] not in "\n" + PROMPT  # a tag of ours is text, which we do not skip
@@ -101,8 +100,7 @@ class Tokenizer:
     ValueError for a file that is no tokenizer or has ids beyond the model's.
 
     bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
-    at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id.
-    """
+    at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id."""
 
     def __init__(self, path):
         self.path = Path(path) / "tokenizer.json"
