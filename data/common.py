@@ -167,7 +167,7 @@ def check_fields(*names: str):
 
 
 def hold(path, wait: bool = False) -> int:
-    """Keep a file or folder for this run until the descriptor returned is closed; if another has it, OSError or wait."""
+    """Keep a file or folder for this run until the descriptor returned is closed. If it is taken: OSError or wait."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -86,7 +86,7 @@ def check_template(tokenizer):
 
 
 def set_apart(part: dict) -> dict:
-    """Change a part of a tokenizer.json (for json.loads) so that a text has the same tokens behind BOS or EOS as alone."""
+    """Change a part of a tokenizer.json, for json.loads: a text gets the same tokens behind BOS or EOS as alone."""
     if part.get("special") is True:
         part |= dict.fromkeys(("normalized", "lstrip", "rstrip", "single_word"), False)
         part["special"] = part["content"] not in "\n" + PROMPT  # a tag of ours is text, which we do not skip
