@@ -1,10 +1,8 @@
 """What every file here uses: the ends of command lines, files that are whole or absent, JSON lines, journals.
 
-Import this before torch, which reads the settings of its threads as it is loaded. From then on a Ctrl-C, also one
-during slow imports, ends the program without a traceback.
+Import this before torch, whose threads it sets. From then on a Ctrl-C ends the program without a traceback.
 """
 import argparse
-import errno
 import fcntl
 import hashlib
 import json
@@ -12,77 +10,59 @@ import math
 import os
 import re
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"  # of a model whose weights are in several files
 
 
-# ------------------------------------------------------------ what an import does: a quiet Ctrl-C, and torch's threads
 def quiet_interrupt(kind, error, traceback, previous=sys.excepthook):
     if not issubclass(kind, KeyboardInterrupt):
         previous(kind, error, traceback)
 
 
 def share_processors():
-    """Let PyTorch's threads sleep soon, and be no more than the quota allows. What somebody has set already stays.
-
-    A thread that is out of work spins before it sleeps, 300,000 times by GNU's OpenMP, and keeps a processor from
-    whoever has work; see "A busy machine" in tests/README.md.
-    """
+    """Let PyTorch's threads, if nobody has set them, keep to the quota and sleep soon: see tests/README.md."""
     if "torch" in sys.modules:  # too late
         return
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if cpu_quota() < (os.cpu_count() or 1):
+    if n_processors() < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(n_processors()))
 
 
-def n_processors() -> int:
-    """How many processors this process can keep busy: those that it may run on, or fewer if it has a quota."""
+def n_processors(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many processors this process can keep busy; a container may have a quota, as with `--cpus 2`."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(n, cpu_quota())))
-
-
-def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """How many processors' time a container has, as one with `--cpus 2`; infinite if nothing limits it."""
     quota, period = limit.read_text().split() if limit.exists() else ("max", "")  # microseconds
-    return math.inf if quota == "max" else int(quota) / int(period)
+    return n if quota == "max" else max(1, min(n, int(quota) // int(period)))
 
 
 sys.excepthook = quiet_interrupt
 share_processors()
 
 
-# ------------------------------------------------------------------------- the beginning and the end of a command line
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The file's docstring as it stands, and each option's default if it has one."""
-
     def _get_help_string(self, action):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
+    """Its help has the file's docstring as it stands, and each option's default if it has one."""
     return argparse.ArgumentParser(description=description, formatter_class=Help)
 
 
 def run(main, interrupted: str = "", out_of_memory: str = ""):
-    """Call main() and leave the process as a user expects: one sentence at most, and an exit code.
-
-    interrupted: what Ctrl-C leaves behind and how to go on. out_of_memory: which options take less.
-    """
-    # a terminal or pipe that is ASCII gets "?" for "±", and no traceback
+    """Call main() and leave the process with one sentence at most, and an exit code. interrupted: what Ctrl-C leaves
+    behind and how to go on. out_of_memory: which options take less."""
+    name = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-    name = Path(sys.argv[0]).name
+            stream.reconfigure(errors="replace")  # "?" for "±", if the terminal is ASCII
     try:
         main()
-        sys.stdout.flush()
-        return
-    except BrokenPipeError:  # `... | head`: the reader has gone, so there is no one to tell
+        return sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`: the reader has gone, so there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
@@ -90,18 +70,11 @@ def run(main, interrupted: str = "", out_of_memory: str = ""):
     except (ValueError, OSError) as error:
         code, problem, remedy = 2, f"{name}: {error}", ""
     except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
+        if not re.search("MemoryError|DefaultCPUAllocator|out of memory", repr(error)):  # Python's, torch's
             raise
         code, problem, remedy = 2, f"{name}: memory ran out", out_of_memory
     print(f"{problem}; {remedy}" if remedy else problem, file=sys.stderr)
     sys.exit(code)
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is a GPU's, a CPU allocator's or Python's way to say so."""
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # the first is torch's
-        return True
-    return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
 
 
 def checked(kind, good, problem: str):
@@ -126,29 +99,19 @@ path = checked(Path, str.strip, "is empty")  # "" would be the current folder
 text = checked(str, lambda argument: not re.search("[\ud800-\udfff]", argument), "is not valid UTF-8")
 
 
-# -------------------------------------------------------------------------------------- files that are whole or absent
 @contextmanager
 def replacing(path):
-    """A temporary name beside `path`, renamed over it if the block succeeds and removed if it fails.
-
-    A link stays a link: the file that it names is replaced. Raises OSError, naming `path`, if that is
-    something else than a file, or if the disk is full.
-    """
-    # not over a folder, nor over a device such as /dev/null
+    """A temporary name beside `path`, renamed over it, or the file that it links to, if the block succeeds."""
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a file that can be replaced; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    # renaming happens at once: whoever opens `path` sees the old file or the new one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # at once: whoever opens `path` sees the old file or the new one
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # of a write, which names no file
-            raise OSError(f"could not write {path} ({error.strerror}); what was there before is untouched") from None
-        raise
+        raise OSError(f"could not write {path} ({error.strerror or error}); what was there is untouched") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -163,11 +126,9 @@ def write_json(path, value):
 
 
 def write_jsonl(path, rows):
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# --------------------------------------------------------------------------------------------------- JSON from outside
 def parse_json(text: str | bytes):
     """The value of a JSON text. Raises ValueError if it is not JSON or is nested too deeply."""
     try:
@@ -187,24 +148,14 @@ def read_json(path, remedy: str):
 
 
 def read_jsonl(path, check) -> list:
-    """The rows of a JSON Lines file, which may end with blank lines.
-
-    check(row) returns what is wrong with a row, or None. Raises FileNotFoundError, or ValueError
-    naming the file and line of the first row that is not JSON or that `check` objects to.
-    """
-    # a file with something in it
+    """The rows of a JSON Lines file, which may end with blank lines. check(row): what is wrong with a row, or None.
+    Raises FileNotFoundError, or ValueError naming the file and the first line that is not right."""
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist; data/README.md says which command writes it")
-    text = Path(path).read_bytes().rstrip()
-    if not text:
-        raise ValueError(f"{path} is empty")
-
-    # its lines, one by one, so that the first bad one can be named
     rows = []
-    for n, line in enumerate(text.split(b"\n"), 1):
+    for n, line in enumerate(Path(path).read_bytes().rstrip().split(b"\n"), 1):
         try:
             rows.append(parse_json(line))
-            json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate pair is not text
             problem = check(rows[-1])
         except ValueError:  # of JSON or of UTF-8
             problem = "not JSON" if line.strip() else "empty line"
@@ -222,12 +173,8 @@ def check_fields(*names: str):
     return check
 
 
-# ----------------------------------------------------------------------------- one run at a time, and what it has done
 def hold(path, wait: bool = False) -> int:
-    """Keep a file or folder for this run only, until the process ends or the file descriptor returned is closed.
-
-    Raises OSError if another run has it; with `wait`, says so and waits for that run's end.
-    """
+    """Keep a file or folder for this run until the descriptor returned is closed. If it is taken: OSError or wait."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,58 +184,51 @@ def hold(path, wait: bool = False) -> int:
             raise OSError(f"{path} is in use by another run; let it end, or choose another name") from None
         print(f"{path} is in use by another run; waiting for its end", file=sys.stderr, flush=True)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        pass
     return descriptor
 
 
 class Journal:
-    """Results on disk, one JSON line each, under a key that names all that determines the result.
+    """Results on disk, one JSON line each, under a key that names all that determines the result. A run that is killed
+    loses nothing that is finished; a line that it tore is passed over. One run at a time has a journal: a second is
+    refused (OSError) or, with `wait`, waits."""
 
-    A line is appended whole as its result comes, so a run that is killed loses nothing that is finished. One run at a
-    time has a journal; a second is refused (OSError) or, with `wait`, waits, and then finds what the first has done.
-    Lines that are torn by a kill or that `valid` rejects are passed over. Several threads may call add().
-    """
-
-    def __init__(self, path, valid=lambda value: True, wait: bool = False):
-        # one run at a time
-        self.path, self.values, self.lock = Path(path), {}, threading.Lock()
+    def __init__(self, path, wait: bool = False):
+        self.path, self.values = Path(path), {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "ab", buffering=0)
+        self.path.touch()
         self.held = hold(self.path, wait)
-
-        # what runs before this one have finished
         text = self.path.read_bytes()
         for line in text.split(b"\n"):
             try:
                 row = parse_json(line)
-                if valid(row["value"]):
-                    self.values[row["key"]] = row["value"]
+                self.values[row["key"]] = row["value"]
             except (ValueError, KeyError, TypeError):
                 pass
-        if text and not text.endswith(b"\n"):
-            self.file.write(b"\n")  # ends a torn line, so that the next one stands alone
+        if text[-1:] not in (b"", b"\n"):
+            self.write("")  # ends a torn line, so that the next one stands alone
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.file.close()
         os.close(self.held)
 
     def add(self, key: str, value):
-        """Keep a result. When this returns, the operating system has the line: killing this process loses nothing."""
-        line = json.dumps({"key": key, "value": value}).encode() + b"\n"
-        with self.lock:
-            self.values[key] = value
-            try:
-                while line:
-                    line = line[self.file.write(line):]  # a disk that is nearly full takes a part of it
-            except OSError as error:
-                raise OSError(f"could not write {self.path} ({error.strerror}); make room and run this again") from None
+        """Keep a result. When this returns, killing this process loses nothing. Several threads may call it."""
+        self.values[key] = value
+        self.write(json.dumps({"key": key, "value": value}))
+
+    def write(self, line: str):
+        data = line.encode() + b"\n"
+        try:
+            with open(self.path, "ab", buffering=0) as file:  # in one piece, whoever else appends
+                whole = file.write(data) == len(data)
+        except OSError as error:
+            raise OSError(f"could not write {self.path} ({error.strerror}); make room and run this again") from None
+        if not whole:
+            raise OSError(f"could not write {self.path} (the disk is full); make room and run this again")
 
 
-# ------------------------------------------------------------------------------------------------------- small helpers
 def digest(value) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a JSON value: a name for all that made a result."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -301,8 +241,7 @@ def fingerprint(*paths) -> str | None:
         if not Path(path).is_file():
             return None
         with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
+            hashlib.file_digest(file, lambda: total)
     return total.hexdigest()[:16]
 
 
@@ -310,12 +249,6 @@ def clock(seconds: float) -> str:
     """A length of time as minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02}"
-
-
-def shorten(items: list, limit: int = 3) -> str:
-    """The first few of a list that may be long, for an error."""
-    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + rest
 
 
 def markdown(rows: list[dict]) -> str:

@@ -1,12 +1,9 @@
 """The machine: the names of its processors, and ways to be fast on each."""
 import platform
 import shutil
-import sys
 
 import torch
 import torch.nn as nn
-
-from data.common import ran_out_of_memory
 
 
 def device_name(text: str) -> str:
@@ -34,8 +31,7 @@ def fast_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu" or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False  # the last asks what the kernels may use, which can be less than what the processor has
-    capabilities = torch.cpu.get_capabilities()
-    return capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def prepare(device: str):
@@ -45,7 +41,7 @@ def prepare(device: str):
 
 
 def to_device(tensor, device):
-    """A tensor on `device`. To a GPU it goes from pinned memory, so that the copy does not wait for earlier kernels."""
+    """A tensor on `device`. A GPU takes it from pinned memory, so that the copy does not wait for earlier kernels."""
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -61,62 +57,41 @@ def compile_layers(model):
 
 
 def decoding_step(model):
-    """(a function, a share). step(token, cache) is the model's output, (B, C), for one more token of each row, (B,).
-
-    On a GPU the step is recorded as a CUDA graph: it is hundreds of small kernels, and launching them one by one takes
-    longer than they do. The share of finished rows from which dropping them pays is larger there.
-    """
-    def plain(token, cache):
+    """(step, the share of finished rows from which dropping them pays, which is larger on a GPU, where a step is
+    recorded). step(token, cache) is the model's output, (B, C), for one more token of each row, (B,)."""
+    def step(token, cache):
         return model.hidden(token[:, None], cache)[:, 0]
 
-    if model.device.type == "cuda":
-        return RecordedStep(plain), 0.5
-    return plain, 0.25
+    return (RecordedStep(step), 0.5) if model.device.type == "cuda" else (step, 0.25)
 
 
 class RecordedStep:
-    """A step of decoding that a GPU replays. It reads and writes the tensors that it was recorded with, so with a cache
-    that has grown or a batch that has shrunk it is recorded anew. If recording fails, decoding goes on without."""
+    """A step as a CUDA graph: launching its hundreds of small kernels one by one takes longer than they do. It works on
+    the tensors that it was recorded with, so if the cache grows or the batch shrinks it is recorded anew."""
 
-    def __init__(self, plain):
-        self.plain, self.recorded_keys, self.failed = plain, None, False
+    def __init__(self, step):
+        self.step, self.recorded_keys = step, None
 
     def __call__(self, token, cache):  # (B, C), good until the next call
-        if self.recorded_keys is not cache.keys[0] and not self.failed:
-            try:
-                self.record(token, cache)
-            except RuntimeError as error:
-                if ran_out_of_memory(error):
-                    raise
-                self.failed = True
-                print(f"recording a CUDA graph failed ({str(error).splitlines()[0][:200]}); decoding goes on without, "
-                      "more slowly", file=sys.stderr, flush=True)
-        if self.failed:
-            return self.plain(token, cache)
+        if self.recorded_keys is not cache.keys[0]:
+            self.token, self.graph, self.recorded_keys = token.clone(), torch.cuda.CUDAGraph(), cache.keys[0]
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
+                self.step(self.token, cache)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self.graph):
+                self.h = self.step(self.token, cache)
         self.token.copy_(token)
         self.graph.replay()
         return self.h
 
-    def record(self, token, cache):
-        self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
-            self.plain(self.token, cache)
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(self.graph):
-            self.h = self.plain(self.token, cache)
-        self.recorded_keys = cache.keys[0]
-
 
 def reorder_weights_for_cpu(model, batch_size: int):
-    """Put large weights in the order in which an x86 CPU's matrix kernel reads them. The model can only decode after.
-
-    A step of decoding mostly reads the weights, and reads them up to twice as fast so. The matrices of queries, keys
-    and values become one, which saves calls. Small ones lie in the processor's cache anyway. Elsewhere, and if
-    the operator refuses (bf16 without AVX-512), nothing is done.
-    batch_size: how many sequences a step will have; oneDNN chooses the order for that number.
-    """
+    """Put large weights in the order in which an x86 CPU's matrix kernel reads them: a step of decoding, which mostly
+    reads weights, then takes down to half the time. The model can only decode after. Elsewhere, and if the operator
+    refuses (bf16 without AVX-512), nothing is done. batch_size: how many sequences a step will have; oneDNN chooses the
+    order for that number."""
     x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
     if not x86 or not torch.backends.mkldnn.is_available():
         return model
@@ -124,7 +99,7 @@ def reorder_weights_for_cpu(model, batch_size: int):
     def reordered(*layers):
         """A function that multiplies by the layers' weights, or None if there is no use or no way."""
         weight = torch.cat([layer.weight.detach() for layer in layers])  # (out, in)
-        if weight.numel() < 100_000:
+        if weight.numel() < 100_000:  # it lies in the processor's cache anyway
             return None
         try:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
@@ -135,15 +110,13 @@ def reorder_weights_for_cpu(model, batch_size: int):
                 layer.weight = None
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
-    def project_at_once(attention):
-        parts = attention.q_proj, attention.k_proj, attention.v_proj
-        sizes = [len(part.weight) for part in parts]
-        if product := reordered(*parts):
-            attention.project = lambda x: product(x).split(sizes, -1)
-
     for layer in model.model.layers:
-        project_at_once(layer.self_attn)
-        for linear in (layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        sizes = [len(part.weight) for part in parts]  # queries, keys and values become one, which saves calls
+        if product := reordered(*parts):
+            attention.project = lambda x, product=product, sizes=sizes: product(x).split(sizes, -1)
+        for linear in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
             if product := reordered(linear):
                 linear.forward = product
     if product := reordered(model.head):

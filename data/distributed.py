@@ -17,9 +17,8 @@ def start_ranks(device: str, backend: str | None = None, **options) -> str:
 
 
 def end_ranks():
-    """Leave together: a rank that left early could cut off one that still gathers."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier()  # a rank that left early could cut off one that still gathers
         dist.destroy_process_group()
 
 
@@ -31,34 +30,21 @@ def n_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
-    """Whether this process is the one that prints and writes: the only one, or rank 0."""
+def is_main() -> bool:  # whether this process prints and writes
     return rank() == 0
 
 
 def say(text: str):
-    """Print, once for all ranks."""
     if is_main():
         print(text, flush=True)
 
 
 def dealt(items: list, cut, idle) -> list:
-    """This rank's share of some work, as passes. cut(items) cuts every n-th item, which is a share, into passes.
-
-    All ranks get as many passes as the one that has the most: the others do `idle` at the end.
-    """
+    """This rank's share of some work, every n-th item, as passes: cut(share) yields them. All ranks get as many passes
+    as the one that has the most: the others do `idle` at the end."""
     shares = [list(cut(items[i :: n_ranks()])) for i in range(n_ranks())]
-    n_passes = max(map(len, shares))
     mine = shares[rank()]
-    return mine + [idle] * (n_passes - len(mine))
-
-
-def from_main(work):
-    """The result of work(), which rank 0 alone does, on every rank."""
-    result = [work() if is_main() else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(result)
-    return result[0]
+    return mine + [idle] * (max(map(len, shares)) - len(mine))
 
 
 def from_all(value) -> list:
@@ -69,10 +55,13 @@ def from_all(value) -> list:
     return values
 
 
+def from_main(work):
+    """The result of work(), which rank 0 alone does, on every rank."""
+    return from_all(work() if is_main() else None)[0]
+
+
 def wait_for_all():
-    """Let the ranks, if there are several, come together."""
-    if dist.is_initialized():
-        dist.barrier()
+    from_all(None)
 
 
 def summed(tensor):
@@ -86,33 +75,28 @@ def gathered(tensors: dict) -> dict:
     """Whole tensors on rank 0 from those that are sharded over ranks; every rank must take part."""
     whole = {}
     for name, tensor in tensors.items():
-        tensor = (tensor.full_tensor() if hasattr(tensor, "placements") else tensor).detach()
+        tensor = tensor.full_tensor() if hasattr(tensor, "placements") else tensor
         if is_main():
-            whole[name] = tensor.cpu()
+            whole[name] = tensor.detach().cpu()
     return whole
 
 
 def placed_like(parameter, tensor):
     """This rank's part of `tensor` if `parameter` is sharded over ranks, else all of it."""
-    if not hasattr(parameter, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor  # a second of importing, which only sharding needs
-
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    if hasattr(parameter, "placements"):
+        from torch.distributed.tensor import distribute_tensor  # a second of importing, which only sharding needs
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return tensor
 
 
 def shard(model, autocast: bool):
-    """Split every layer's weights, gradients and moments over the ranks (FSDP2; Zhao et al., 2023).
-
-    A layer is gathered when its turn comes, in bf16 under autocast (its norms' weights too, which autocast
-    on one device leaves in fp32), and dropped after; gradients are summed in fp32. The embedding, needed at
-    both ends, stays gathered in fp32 through a micro-batch.
-    """
+    """Split every layer's weights, gradients and moments over the ranks (FSDP2; Zhao et al., 2023). A layer is gathered
+    when its turn comes, in bf16 under autocast (its norms, too, which stay in fp32 on one device), and dropped after;
+    gradients are summed in fp32. The embedding stays gathered in fp32 through a micro-batch."""
     if n_ranks() == 1:
         return
-    from torch.distributed.device_mesh import init_device_mesh  # slow to import, and needed by none but torchrun
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
     mesh = init_device_mesh("cuda" if dist.get_backend() == "nccl" else "cpu", (n_ranks(),))
     # without cast_forward_inputs the residual stream and the rotary angles stay in fp32, as on one device
     policy = MixedPrecisionPolicy(torch.bfloat16 if autocast else None, torch.float32, cast_forward_inputs=False)

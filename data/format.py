@@ -5,8 +5,7 @@ r"""Text to tokens: the chat format, and which of its tokens are scored (section
     python data/format.py                                              # the two ways to train, token by token
     python data/format.py --model DIR "Name a river." "The Rhine."     # with another tokenizer and other words
 
-The tags are plain text: no base model was ever told what they mean. Further turns follow as
-`\n<|user|>\n...`; the loss falls on every response and its EOS, and on nothing else.
+The tags are plain text. Further turns follow as `\n<|user|>\n...`; the loss falls on every response and its EOS.
 """
 import json
 import sys
@@ -23,8 +22,7 @@ IGNORE = -100  # the label of a token that is not scored
 IDS = {  # of a config.json that does not name them, by its model_type: those of transformers' classes
     "llama": {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},
-    "olmo": {"vocab_size": 50304, "bos_token_id": None, "eos_token_id": 50279},
-}
+    "olmo": {"vocab_size": 50304, "bos_token_id": None, "eos_token_id": 50279}}
 PROMPT = "<|user|>\n{instruction}\n<|assistant|>\n"
 TEMPLATE = r"""
 {{ bos_token }}{% for message in messages %}
@@ -43,16 +41,15 @@ def encode(tokenizer, messages: list[dict], max_length: int, blank: bool = False
     messages: user and assistant in turn, as `check_dialogue` wants them; white space around each content is dropped.
     blank: response tuning, every instruction is empty. prompt: the format, with {instruction} in it.
 
-    ids begins with BOS, where the model has one. Then each pair of messages adds the tokens of one text, namely
-    prompt, with the instruction filled in, and response; from the second pair on a newline comes first. The text
-    is tokenised as a whole, since merges reach across the seam between prompt and response: the tokens of the
-    pieces would be others. EOS ends each pair. Scored are the tokens whose first character (see the offsets of
-    `Tokenizer.encode`) lies in a response, and the EOS after each. The cut at max_length comes last and adds
-    nothing: a response that was cut must not teach the model to stop there.
+    ids begins with BOS, where the model has one. Then each pair of messages adds the tokens of one text: the prompt
+    with the instruction filled in, and the response; from the second pair on a newline comes first. It is tokenised as
+    a whole, since merges reach across the seam between prompt and response. EOS ends each pair. Scored are the tokens
+    whose first character (see the offsets of `Tokenizer.encode`) lies in a response, and the EOS after each. The cut at
+    max_length comes last and adds nothing: a response that was cut must not teach the model to stop there.
     """
     ids, labels = list(tokenizer.start), [IGNORE] * len(tokenizer.start)
     for n, (user, assistant) in enumerate(zip(messages[::2], messages[1::2])):
-        asked = ("\n" if n else "") + fill(prompt, "" if blank else user["content"])
+        asked = ("\n" if n else "") + prompt.replace("{instruction}", "" if blank else user["content"].strip())
         turn = tokenizer.encode(asked + assistant["content"].strip())
         ids += turn.ids + [tokenizer.eos_id]
         labels += [i if begin >= len(asked) else IGNORE for i, (begin, _) in zip(turn.ids, turn.offsets)]
@@ -62,7 +59,7 @@ def encode(tokenizer, messages: list[dict], max_length: int, blank: bool = False
 
 def encode_prompt(tokenizer, instruction: str, prompt: str = PROMPT) -> list[int]:
     """The tokens that a model answers to: BOS, where it has one, and one instruction up to its response."""
-    return tokenizer.start + tokenizer.encode(fill(prompt, instruction)).ids
+    return tokenizer.start + tokenizer.encode(prompt.replace("{instruction}", instruction.strip())).ids
 
 
 def encode_document(tokenizer, text: str, max_length: int):
@@ -71,27 +68,17 @@ def encode_document(tokenizer, text: str, max_length: int):
     return ids[:max_length], ids[:max_length]
 
 
-def fill(prompt: str, instruction: str) -> str:
-    return prompt.replace("{instruction}", instruction.strip())
-
-
 def chat_template(prompt: str = PROMPT) -> str:
-    """The format as Jinja, which transformers, vLLM and llama.cpp render before they tokenise without adding a BOS.
-
-    A message's content is a text or, as some clients send it, a list of parts {"type": "text", "text": ...}.
-    """
+    """The format as Jinja, for transformers, vLLM and llama.cpp. A message's content is a text or a list of parts."""
     before, _, after = (json.dumps(part, ensure_ascii=False) for part in prompt.partition("{instruction}"))
     return TEMPLATE.replace("BEFORE", before).replace("AFTER", after)
 
 
 def check_template(tokenizer):
-    """Raise ValueError where tools that render the chat template would get other tokens than `encode` gives.
-
-    They tokenise a whole dialogue as one text, with the texts of BOS and EOS in it as special tokens.
-    """
+    """Raise ValueError if tools that tokenise a whole rendered dialogue get other tokens than `encode` gives."""
     bpe = BPE.from_str(tokenizer.bpe.to_str())
     bpe.add_special_tokens([text for text in (tokenizer.bos, tokenizer.eos) if text])
-    turn = f"{fill(PROMPT, 'One?')}Two.{tokenizer.eos}"
+    turn = f"{PROMPT.replace('{instruction}', 'One?')}Two.{tokenizer.eos}"
     theirs = bpe.encode(f"{tokenizer.bos or ''}{turn}\n{turn}", add_special_tokens=False).ids
     if theirs != encode(tokenizer, [{"content": "One?"}, {"content": "Two."}] * 2, 10**6)[0]:
         raise ValueError(f"{tokenizer.path}: other tools would split the chat format into other tokens than train.py "
@@ -99,11 +86,7 @@ def check_template(tokenizer):
 
 
 def set_apart(part: dict) -> dict:
-    """For json.loads: a part of a tokenizer.json, changed where special tokens and the text beside them interfere.
-
-    `encode` puts BOS and EOS in as ids and tokenises every turn alone. Other tools have them in the text; so that
-    they get the same tokens, a special token is found as it is written, and the text after it begins like any text.
-    """
+    """Change a part of a tokenizer.json, for json.loads: a text gets the same tokens behind BOS or EOS as alone."""
     if part.get("special") is True:
         part |= dict.fromkeys(("normalized", "lstrip", "rstrip", "single_word"), False)
         part["special"] = part["content"] not in "\n" + PROMPT  # a tag of ours is text, which we do not skip
@@ -113,13 +96,11 @@ def set_apart(part: dict) -> dict:
 
 
 class Tokenizer:
-    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json.
+    """A model folder's tokenizer.json, with the ids of BOS and EOS from its config.json. Raises FileNotFoundError, or
+    ValueError for a file that is no tokenizer or has ids beyond the model's.
 
     bos_id is None where the model has no BOS; start is what every sequence begins with, [bos_id] or []. A response ends
-    at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id.
-    Raises FileNotFoundError where there is no tokenizer.json, ValueError where it is none or has ids beyond the
-    model's.
-    """
+    at any of eos_ids; in training it ends with eos_id, the first. bos and eos are the texts of bos_id and eos_id."""
 
     def __init__(self, path):
         self.path = Path(path) / "tokenizer.json"
@@ -128,8 +109,7 @@ class Tokenizer:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist; a model folder has its tokenizer there")
         try:
-            file = json.loads(self.path.read_bytes(), object_hook=set_apart)
-            self.bpe = BPE.from_str(json.dumps(file))
+            self.bpe = BPE.from_str(json.dumps(json.loads(self.path.read_bytes(), object_hook=set_apart)))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{self.path} is not a tokenizer ({error}); fetch or write it again") from None
         last = max(self.bpe.get_vocab().values(), default=-1)
@@ -138,31 +118,21 @@ class Tokenizer:
         self.bos_id, self.eos_ids = config.get("bos_token_id"), listed(config["eos_token_id"])
         self.eos_id = self.eos_ids[0]
         self.start = [] if self.bos_id is None else [self.bos_id]
-        self.bos = None if self.bos_id is None else self.bpe.id_to_token(self.bos_id)
+        self.bos = self.bpe.id_to_token(self.bos_id) if self.start else None
         self.eos = self.bpe.id_to_token(self.eos_id)
         self.bpe.no_padding()
         self.bpe.no_truncation()
         self.bpe.encode_special_tokens = True  # "</s>" in a text is text: only we end a response
 
     def encode(self, text: str):
-        """The library's encoding of a text, with `ids` and `offsets` [(first character, end), ...], no BOS added.
-
-        Raises ValueError where the tokenizer has no tokens for the text.
-        """
-        try:
-            encoding = self.bpe.encode(text, add_special_tokens=False)
-        except Exception as error:  # of a tokenizer without a token for unknown words
-            raise ValueError(f"{self.path} cannot encode {text[:40]!r} ({error}); fetch or write it again") from None
-        if text.strip() and not encoding.ids:
-            raise ValueError(f"{self.path} has no tokens for {text[:40]!r}; fetch or write it again")
-        return encoding
+        """The library's encoding of a text, with `ids` and `offsets` [(first character, end), ...], no BOS added."""
+        return self.bpe.encode(text, add_special_tokens=False)
 
     def decode(self, ids) -> str:
         return self.bpe.decode(ids, skip_special_tokens=True)
 
 
-def listed(ids: int | list[int]) -> list[int]:
-    """eos_token_id as a list: config.json has one id there, or several."""
+def listed(ids: int | list[int]) -> list[int]:  # config.json's eos_token_id is one id, or several
     return ids if isinstance(ids, list) else [ids]
 
 
@@ -186,44 +156,29 @@ def check_dialogue(row):
 
 
 def train_tokenizer(texts, vocab_size: int) -> BPE:
-    """A byte-level BPE of `vocab_size` tokens; <s> is token 0 and </s> token 1.
-
-    A frequent number is one token, so that a small model can learn sums: with single digits it did not.
-    """
+    """A byte-level BPE of `vocab_size` tokens; <s> is token 0 and </s> token 1. A frequent number is one token: with
+    single digits a small model did not learn sums."""
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    ))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<s>", "</s>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(texts, trainer)
     return bpe
 
 
-def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The text that each token adds to those before it: leading spaces are there, and a special token has its name.
-
-    A character that several tokens spell byte by byte comes with the last of them.
-    """
-    texts, before = [], ""
-    for n in range(1, len(ids) + 1):
-        whole = tokenizer.bpe.decode(ids[:n], skip_special_tokens=False)
-        if whole.endswith("\ufffd") and n < len(ids):
-            texts.append("")
-            continue
-        texts.append(whole[len(before):])
-        before = whole
-    return texts
-
-
 def print_tokens(tokenizer: Tokenizer, ids: list[int], labels: list[int]):
-    """Print tokens with dots between them: the scored ones in color, or in [brackets] if the output is no terminal."""
-    before, after = ("\033[1;30;42m", "\033[0m") if sys.stdout.isatty() else ("[", "]")
-    shown = []
-    for text, label in zip(token_texts(tokenizer, ids), labels):
-        text = text.replace("\n", "\\n")
-        shown.append(text if label == IGNORE else f"{before}{text}{after}")
-    print("·".join(shown).replace("\\n", "\\n\n"))
+    """Print what each token adds to the text, with dots between: the scored ones in color or, in a file, [brackets]."""
+    left, right = ("\033[1;30;42m", "\033[0m") if sys.stdout.isatty() else ("[", "]")
+    shown, before = [], ""
+    for n, label in enumerate(labels, 1):
+        whole = tokenizer.bpe.decode(ids[:n], skip_special_tokens=False)
+        if whole.endswith("\ufffd") and n < len(ids):  # a part of a character
+            whole = before
+        text = whole[len(before):].replace("\n", "\\n\n")
+        shown.append(text if label == IGNORE else f"{left}{text}{right}")
+        before = whole
+    print("·".join(shown))
 
 
 def main():

@@ -14,8 +14,7 @@ import torch
 from conftest import ROOT
 
 from data import common
-from data.common import (Journal, clock, digest, fingerprint, hold, read_jsonl, replacing, shorten, write_json,
-                         write_text)
+from data.common import Journal, clock, digest, fingerprint, hold, read_jsonl, replacing, write_json, write_text
 
 INTERRUPTED_IMPORT = """
 import builtins, os, runpy, signal, sys
