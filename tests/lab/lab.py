@@ -4,6 +4,7 @@ Each of the three is a function of the data themselves, and what it makes lies i
 made it: so experiments share models and answers, and one that was interrupted goes on. The hash does not hold the
 code: whoever changes train.py, model.py or generate.py removes out/lab first.
 """
+import ctypes
 import math
 import os
 import random
@@ -180,6 +181,15 @@ def begin():
     prepare("cpu")
 
 
+def work(function, *arguments):
+    """A job, after which glibc gives freed memory back: a worker of many jobs would keep pieces of all of them."""
+    try:
+        return function(*arguments)
+    finally:
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def side_by_side(jobs: dict, workers: int) -> dict:
     """Run jobs, {name: (cost, function, *arguments)}, in so many processes. Returns {name: result}. A name is a text,
     or a tuple whose parts are printed with commas between.
@@ -188,9 +198,10 @@ def side_by_side(jobs: dict, workers: int) -> dict:
     """
     total, done, began, results = sum(cost for cost, *_ in jobs.values()), 0, time.perf_counter(), {}
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"  # else it keeps a program for each shape of 1,024 products
     with ProcessPoolExecutor(workers, get_context("spawn"), begin) as pool:
         costly_first = sorted(jobs, key=lambda name: -jobs[name][0])  # so that none is left alone at the end
-        futures = {pool.submit(*jobs[name][1:]): name for name in costly_first}
+        futures = {pool.submit(work, *jobs[name][1:]): name for name in costly_first}
         try:
             for future in as_completed(futures):
                 name = futures[future]
