@@ -20,6 +20,7 @@ from bpe import sentencepiece  # for several tests
 from data.format import Tokenizer
 from data.world import World
 from model import Config, Llama
+from server import start  # for several tests
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup or some CI it is ignored, by children too
 ROOT = Path(__file__).parent.parent

@@ -5,15 +5,10 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BPE
 
-from conftest import TINY, sentencepiece
+from conftest import TINY, command, sentencepiece
 from data.checkpoint import write_companions
-from data.common import read_jsonl
-from data.format import (IGNORE, PROMPT, Tokenizer, check_dialogue, check_template, encode, encode_document,
+from data.format import (IGNORE, PROMPT, Tokenizer, check_dialogue, check_template, dialogue, encode, encode_document,
                          encode_prompt, train_tokenizer)
-
-
-def dialogue(*texts):
-    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
 
 
 def tokenizer_of(folder, config, change=lambda file: None):
@@ -47,27 +42,15 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("instruction, response", TEXTS)
-def test_scored_tokens_are_the_response_and_its_eos(tokenizer, instruction, response):
+def test_scored_tokens_are_the_response_and_its_eos_and_the_others_are_the_prompt(tokenizer, instruction, response):
     ids, labels = encode(tokenizer, dialogue(instruction, response), 2048)
     (run,) = scored(ids, labels)
     assert run[-1] == tokenizer.eos_id and tokenizer.eos_id not in run[:-1]
     assert tokenizer.decode(run[:-1]) == response.strip()
     assert ids[0] == tokenizer.bos_id
     assert tokenizer.decode(ids) == f"<|user|>\n{instruction.strip()}\n<|assistant|>\n{response.strip()}"
-
-
-@pytest.mark.parametrize("instruction, response", TEXTS)
-def test_a_prompt_is_the_beginning_of_its_example(tokenizer, instruction, response):
-    """A model is asked in decoding with the tokens that it saw in training."""
-    ids, labels = encode(tokenizer, dialogue(instruction, response), 2048)
-    prompt = encode_prompt(tokenizer, instruction)
+    prompt = encode_prompt(tokenizer, instruction)  # a model is asked with the tokens that it saw in training
     assert ids[: len(prompt)] == prompt and set(labels[: len(prompt)]) == {IGNORE} and labels[len(prompt)] != IGNORE
-
-
-def test_every_response_of_a_dialogue_is_scored_and_nothing_else(tokenizer):
-    messages = dialogue("One?", "First answer.", "Two?", "Second answer.", "Three?", "Third.")
-    runs = scored(*encode(tokenizer, messages, 2048))
-    assert [tokenizer.decode(run[:-1]) for run in runs] == ["First answer.", "Second answer.", "Third."]
 
 
 def test_tokens_are_those_of_the_whole_text_with_its_special_tokens(tokenizer):
@@ -77,19 +60,13 @@ def test_tokens_are_those_of_the_whole_text_with_its_special_tokens(tokenizer):
     assert encode(tokenizer, messages, 2048)[0] == [0] + BPE.from_file(str(TINY / "tokenizer.json")).encode(text).ids
 
 
-def test_pieces_glued_together_would_be_other_tokens():
-    """Why the whole turn is tokenised at once: merges reach across the seam between prompt and response."""
-    bpe = train_tokenizer(["a>\n\n\nb"] * 50 + ["\n\n\n\nb"] * 50, 300)
-    prompt, response = "a>\n", "\n\nb"
-    assert bpe.encode(prompt).ids + bpe.encode(response).ids != bpe.encode(prompt + response).ids
-
-
-def test_blank_empties_the_instructions_only(tokenizer):
+def test_blank_empties_the_instructions_only_and_every_response_is_scored(tokenizer):
     messages = dialogue("One?", "First answer.", "Two?", "Second.")
     ids, labels = encode(tokenizer, messages, 2048, blank=True)
     assert tokenizer.decode(ids) == "<|user|>\n\n<|assistant|>\nFirst answer.\n<|user|>\n\n<|assistant|>\nSecond."
-    kept = encode(tokenizer, messages, 2048)
-    assert scored(ids, labels) == scored(*kept)
+    runs = scored(ids, labels)
+    assert runs == scored(*encode(tokenizer, messages, 2048))
+    assert [tokenizer.decode(run[:-1]) for run in runs] == ["First answer.", "Second."]
 
 
 def test_truncation_never_scores_an_eos_that_was_cut(tokenizer):
@@ -97,29 +74,29 @@ def test_truncation_never_scores_an_eos_that_was_cut(tokenizer):
     ids, labels = encode(tokenizer, messages, 2048)
     for length in range(1, len(ids) + 1):
         assert encode(tokenizer, messages, length) == (ids[:length], labels[:length])
-    assert ids.count(tokenizer.eos_id) == 2
-    assert encode(tokenizer, messages, len(ids) - 1)[0].count(tokenizer.eos_id) == 1
+
+
+def test_the_printer_shows_what_is_scored_in_brackets():
+    """UTF-8 has three bytes for each of the two characters, and so has the bundled tokenizer three tokens."""
+    shown = command("data/format.py", "Grüße?", "日本.").stdout.replace("·", "")
+    for asked in ("Grüße?", ""):
+        tokens = f"<s><|user|>\\n\n{asked}\\n\n<|assistant|>\\n\n[][][日][][][本][.][</s>]\n"
+        assert f"the loss falls on 8.\n\n{tokens}" in shown
 
 
 def test_a_document_is_scored_whole(tokenizer):
     ids, labels = encode_document(tokenizer, "A text.", 100)
     assert ids == labels == [0] + tokenizer.encode("A text.").ids + [1]
-    assert encode_document(tokenizer, "A text.", 3)[0] == ids[:3]
+    assert encode_document(tokenizer, "A text.", 3) == (ids[:3], ids[:3])
 
 
-def test_a_model_without_bos_begins_with_the_text(tmp_path, tokenizer):
-    """As the paper's authors train OLMo."""
-    without = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": 1, "bos_token_id": None})
+def test_a_model_without_bos_begins_with_the_text_and_one_of_several_eos_ends_with_the_first(tmp_path, tokenizer):
+    """Without BOS, as the paper's authors train OLMo."""
+    other = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": [1, 7], "bos_token_id": None})
     messages = dialogue("One?", "First answer.")
-    assert encode_prompt(without, "Hi") == encode_prompt(tokenizer, "Hi")[1:]
-    assert encode(without, messages, 99) == tuple(row[1:] for row in encode(tokenizer, messages, 99))
-    assert encode_document(without, "A text.", 99)[0] == encode_document(tokenizer, "A text.", 99)[0][1:]
-
-
-def test_training_ends_a_response_with_the_first_of_several_eos(tmp_path, tokenizer):
-    several = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": [1, 7], "bos_token_id": 0})
-    messages = dialogue("One?", "First answer.")
-    assert several.eos_ids == [1, 7] and encode(several, messages, 99) == encode(tokenizer, messages, 99)
+    assert other.eos_ids == [1, 7] and encode_prompt(other, "Hi") == encode_prompt(tokenizer, "Hi")[1:]
+    assert encode(other, messages, 99) == tuple(row[1:] for row in encode(tokenizer, messages, 99))
+    assert encode_document(other, "A text.", 99)[0] == encode_document(tokenizer, "A text.", 99)[0][1:]
 
 
 @pytest.mark.parametrize("model_type, bos, eos", [("llama", 1, 2), ("mistral", 1, 2), ("olmo", None, 50279)])
@@ -222,38 +199,27 @@ def test_a_tokenizer_that_cannot_serve_the_model_is_refused(tmp_path, change, vo
 
 
 def test_truncation_and_padding_set_in_the_file_are_switched_off(tmp_path, tokenizer):
-    def set_both(file):
-        bpe = BPE.from_str(json.dumps(file))
-        bpe.enable_truncation(3)
-        bpe.enable_padding(length=8)
-        file |= json.loads(bpe.to_str())
-
-    text = "one two three four five"
-    other = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": 1}, set_both)
-    assert other.encode(text).ids == tokenizer.encode(text).ids
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "<s>"}
+    other = tokenizer_of(tmp_path, {"vocab_size": 1536, "eos_token_id": 1},
+                         lambda file: file.update(truncation=truncation, padding=padding))
+    assert other.encode("one two three four").ids == tokenizer.encode("one two three four").ids
 
 
-def test_tokenizer_training_is_deterministic_and_splits_digits():
+def test_tokenizer_training_is_deterministic_and_gives_the_size_asked_for():
     texts = [f"In {year} the river rose." for year in range(1000, 1400)]
     a, b = train_tokenizer(texts, 265), train_tokenizer(texts, 265)
     assert a.to_str() == b.to_str() and a.get_vocab_size() == 265
     assert a.token_to_id("<s>") == 0 and a.token_to_id("</s>") == 1
-    assert [t for t in a.encode("In 1234").tokens if t.strip("Ġ").isdigit()] == list("1234")
 
 
-@pytest.mark.parametrize("line, fragment", [
-    ("", "empty line"),
-    ("{'messages': []}", "not JSON"),
-    ("[1, 2]", 'expected {"messages": [...]}'),
-    ('{"messages": []}', 'expected {"messages": [...]}'),
-    ('{"messages": [{"role": "system", "content": "x"}]}', 'message 1 must be {"role": "user"'),
-    ('{"messages": [{"role": "user", "content": "x"}]}', "the last message must be the assistant's"),
-    ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": 3}]}', "message 2"),
+@pytest.mark.parametrize("row, problem", [
+    ([1, 2], 'expected {"messages": [...]}, found [1, 2]'), ({"messages": []}, 'expected {"messages": [...]}'),
+    ({"messages": [{"role": "system", "content": "x"}]}, 'message 1 must be {"role": "user"'),
+    ({"messages": dialogue("x", 3)}, "message 2 must be"), ({"messages": ["x"]}, "message 1 must be"),
+    ({"messages": dialogue("x")}, "the last message must be the assistant's"),
 ])
-def test_a_malformed_line_is_named_by_number(tmp_path, line, fragment):
-    path = tmp_path / "broad.jsonl"
-    row = json.dumps({"messages": dialogue("a", "b")})
-    path.write_text(f"{row}\n{line}\n{row}\n")
-    with pytest.raises(ValueError) as error:
-        read_jsonl(path, check_dialogue)
-    assert f"{path} line 2: {fragment}" in str(error.value)
+def test_what_is_no_dialogue_is_said(row, problem):
+    assert check_dialogue(row).startswith(problem)
+    assert check_dialogue({"messages": dialogue("a", "b")}) is None
