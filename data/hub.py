@@ -37,9 +37,13 @@ def model_folder(name: str) -> Path:
     missing = f"there is no folder {name}" + (f" (did you mean {near[0]}?)" if near else "")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(path.parts[0]).is_dir():
         raise FileNotFoundError(f"{missing}; give a model's folder, or its ORG/NAME on the hub")
-    if not (folder / "config.json").exists():
-        print(f"{missing}, so it is fetched from the hub", file=sys.stderr)
-        fetch_model(name, folder)
+    try:
+        if not (folder / "config.json").exists():
+            fetch_model(name, folder)
+    except (ValueError, OSError) as error:
+        if folder.exists():  # the hub has a model of that name
+            raise
+        raise OSError(f"{missing}, and it was not found on the hub: {error}") from None
     return folder
 
 
@@ -49,13 +53,13 @@ def fetch_model(repo: str, folder: Path):
 
     # What the hub lists (up to 1,000 files): sizes, the SHA-256 of large files, git's SHA-1 of small ones.
     files = {}
-    for entry in get(session, f"{HUB}/api/models/{repo}/tree/main").json():
+    for entry in get_json(session, f"{HUB}/api/models/{repo}/tree/main"):
         files[entry["path"]] = entry["size"], (entry.get("lfs") or entry)["oid"]
 
     # The weights: one file, or an index and the shards that it names. Pickled ones are never fetched.
     weights = ["model.safetensors"]
     if weights[0] not in files and INDEX in files:
-        weights = [INDEX, *sorted(set(get(session, f"{files_at}/{INDEX}").json()["weight_map"].values()))]
+        weights = [INDEX, *sorted(set(get_json(session, f"{files_at}/{INDEX}")["weight_map"].values()))]
 
     # What a model needs. config.json comes last, so that a folder that has it is whole.
     optional = sorted({"tokenizer.model", "tokenizer_config.json"} & files.keys())
@@ -125,6 +129,14 @@ def get(session: requests.Session, url: str, **options) -> requests.Response:
         raise OSError(f"{url} answered {response.status_code}; check the name, or wait a while and run this again; "
                       "if access must be asked for, do so on its page and set HF_TOKEN")
     return response
+
+
+def get_json(session: requests.Session, url: str, **options):
+    """The JSON value that a GET answers. Raises OSError."""
+    try:
+        return get(session, url, **options).json()
+    except ValueError:
+        raise OSError(f"{url} answered no JSON; check that HF_ENDPOINT is a hub, and the network") from None
 
 
 def open_session(connect: int = 3) -> requests.Session:

@@ -15,7 +15,7 @@ import requests
 
 from data.common import check_fields, parse_json, read_jsonl, write_jsonl
 from data.format import check_dialogue, dialogue
-from data.hub import HUB, get, open_hub
+from data.hub import HUB, get, get_json, open_hub
 
 ROWS = "https://datasets-server.huggingface.co"
 AUTHORS = "https://raw.githubusercontent.com/john-hewitt/implicit-ins/d41068c246b844d579621b336c1268af13cae129"
@@ -112,7 +112,7 @@ def rows_of(session: requests.Session, source):
         return
     query = dict(zip(("dataset", "config", "split"), source))
     for offset in range(0, 10**9, 100):
-        page = get(session, f"{ROWS}/rows", params=query | {"offset": offset, "length": 100}).json()
+        page = get_json(session, f"{ROWS}/rows", params=query | {"offset": offset, "length": 100})
         for row in page["rows"]:
             if row["truncated_cells"]:
                 raise ValueError(f"row {row['row_idx']} came with {row['truncated_cells']} cut off")
