@@ -140,6 +140,9 @@ def load_tensors(paths: list[Path], expected: dict, dtype, device) -> dict:
             raise ValueError(f"{path}: {stored} is {tuple(tensor.shape)}, "
                              f"config.json asks for {tuple(expected[name].shape)}")
 
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: {stored} is of type {tensor.dtype}, not float32, bfloat16 or float16")
+
         # No NaN, and no infinity. But some models have rows of them for ids that no text has: these become the mean of
         # the others, so that their logit is the mean of the others' and never the largest (Hewitt, 2021).
         tensor = tensor.to(dtype)

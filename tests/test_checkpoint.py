@@ -149,6 +149,7 @@ def test_an_absent_file_is_named_and_so_is_half_of_one(tmp_path, golden, name):
     ("up_proj", None, "missing model.layers.0.mlp.up_proj.weight"),
     ("side_proj", torch.zeros(32), "unexpected model.layers.0.mlp.side_proj.weight"),
     ("up_proj", torch.zeros(80, 32), "up_proj.weight is (80, 32), config.json asks for (72, 32)"),
+    ("up_proj", torch.zeros(72, 32, dtype=torch.int8), "up_proj.weight is of type torch.int8"),
     ("up_proj", torch.zeros(72, 32).index_fill_(0, torch.tensor(3), torch.nan), "up_proj.weight holds NaN"),
     ("up_proj", torch.zeros(72, 32).index_fill_(0, torch.tensor(3), -torch.inf), "holds NaN or infinity"),
     ("up_proj", torch.full((72, 32), 1e30), "holds NaN or infinity in torch.float16; add --dtype bfloat16, or"),

@@ -84,6 +84,14 @@ def test_the_printer_shows_what_is_scored_in_brackets():
         assert f"the loss falls on 8.\n\n{tokens}" in shown
 
 
+def test_the_printer_shows_what_is_scored_in_brackets():
+    """UTF-8 has three bytes for each of the two characters, and so has the bundled tokenizer three tokens."""
+    shown = command("data/format.py", "Grüße?", "日本.").stdout.replace("·", "")
+    for asked in ("Grüße?", ""):
+        tokens = f"<s><|user|>\\n\n{asked}\\n\n<|assistant|>\\n\n[][][日][][][本][.][</s>]\n"
+        assert f"the loss falls on 8.\n\n{tokens}" in shown
+
+
 def test_a_document_is_scored_whole(tokenizer):
     ids, labels = encode_document(tokenizer, "A text.", 100)
     assert ids == labels == [0] + tokenizer.encode("A text.").ids + [1]
