@@ -49,7 +49,7 @@ def generate_slowly(model: Llama, prompt: list[int], eos_id: int | list[int], ma
 
 @torch.inference_mode()
 def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], max_new_tokens: int, temperature=0.0,
-             top_p: float = 1.0, generator=None, adapter=None, on_token=None) -> list[list[int]]:
+             top_p: float = 1.0, generator=None, adapter=None, on_token=lambda i, token: None) -> list[list[int]]:
     """Continue each prompt until EOS (not included in the result) or max_new_tokens, or the end of the model's context.
 
     Prompts may have any lengths. eos_id: one EOS or several. temperature 0 is greedy; then a row's answer does not
@@ -75,8 +75,7 @@ def generate(model: Llama, prompts: list[list[int]], eos_id: int | list[int], ma
         for i, t in zip(rows, token.tolist()):
             if i in unfinished and t not in ends:
                 answers[i].append(t)
-                if on_token:
-                    on_token(i, t)
+                on_token(i, t)
             if t in ends or len(answers[i]) == limits[i]:
                 unfinished.discard(i)
         if not unfinished:

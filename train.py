@@ -430,12 +430,10 @@ def run(args, config: Config, scratch: Path):
             save_checkpoint(checkpoint, model, optimizer, settings, epochs_done, curves)
 
     # The loop, then what it made.
-    began = time.perf_counter()
     hyper = Hyperparameters(**{field.name: getattr(args, field.name) for field in fields(Hyperparameters)})
     train(model, examples, hyper, optimizer, first_epoch, after_epoch)
-    record = settings | {"model": str(args.model), "data": str(args.data),
-                         "seconds": round(time.perf_counter() - began, 1)}
-    save(args, base, model, record | curves, loss_svg(**curves))
+    record = settings | {"model": str(args.model), "data": str(args.data)} | curves
+    save(args, base, model, record, loss_svg(**curves))
     say(f"wrote {args.out}, with the curves of both losses in loss.svg")
 
 
