@@ -1,6 +1,8 @@
 """The machine: the names of its processors, and ways to be fast on each."""
+import ctypes
 import platform
 import shutil
+import sys
 
 import torch
 import torch.nn as nn
@@ -35,9 +37,13 @@ def fast_bf16(device: str) -> bool:
 
 
 def prepare(device: str):
-    """Let a GPU multiply fp32 matrices by TF32, which is faster."""
+    """Settings of the process that make training faster."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):  # glibc: keep freed memory, since new pages are zeroed: a tenth of a step on a CPU
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
     if device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # fp32 products use TF32
 
 
 def to_device(tensor, device):

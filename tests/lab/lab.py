@@ -186,7 +186,7 @@ def work(function, *arguments):
     try:
         return function(*arguments)
     finally:
-        if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
             ctypes.CDLL(None).malloc_trim(0)
 
 
