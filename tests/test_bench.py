@@ -47,7 +47,7 @@ def test_the_table_has_medians_and_shares_of_the_machines_limits():
 
 
 def test_each_work_has_the_peak_memory_of_its_own_process():
-    """The second takes 400 MB less than the first, and does not have its peak; nor this process's, so in another one."""
+    """The second takes 400 MB less than the first, and does not have its peak; nor that of this process."""
     code = ("import sys; sys.path[:0] = ['tests', '.']; import test_bench as t\n"
             "for n in (500, 100): print(t.bench.alone(t.allocate, None, n * 1_000_000)['peak memory, MiB'])")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
