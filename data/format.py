@@ -19,7 +19,7 @@ from data import common
 from data.common import read_json
 
 IGNORE = -100  # the label of a token that is not scored
-IDS = {  # of a config.json that does not name them, by its model_type: those of transformers' classes
+IDS = {  # what transformers takes if a config.json does not name these, by its model_type
     "llama": {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},
     "olmo": {"vocab_size": 50304, "bos_token_id": None, "eos_token_id": 50279}}
@@ -43,9 +43,9 @@ def encode(tokenizer, messages: list[dict], max_length: int, blank: bool = False
 
     ids begins with BOS, where the model has one. Then each pair of messages adds the tokens of one text: the prompt
     with the instruction filled in, and the response; from the second pair on a newline comes first. It is tokenised as
-    a whole, since merges reach across the seam between prompt and response. EOS ends each pair. Scored are the tokens
-    whose first character (see the offsets of `Tokenizer.encode`) lies in a response, and the EOS after each. The cut at
-    max_length comes last and adds nothing: a response that was cut must not teach the model to stop there.
+    a whole: with many tokenizers merges reach across the seam between prompt and response. EOS ends each pair. Scored
+    are the tokens whose first character (see the offsets of `Tokenizer.encode`) lies in a response, and the EOS after
+    each. The cut at max_length comes last and adds no EOS: a response that was cut must not teach the model to stop.
     """
     ids, labels = list(tokenizer.start), [IGNORE] * len(tokenizer.start)
     for n, (user, assistant) in enumerate(zip(messages[::2], messages[1::2])):
@@ -106,6 +106,8 @@ class Tokenizer:
         self.path = Path(path) / "tokenizer.json"
         config = read_json(Path(path) / "config.json", "a model folder has its configuration there")
         config = IDS.get(str(config.get("model_type")), {}) | config
+        if not {"vocab_size", "eos_token_id"} <= config.keys():
+            raise ValueError(f"{Path(path) / 'config.json'} has no vocab_size or no eos_token_id; add them")
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist; a model folder has its tokenizer there")
         try:
