@@ -151,8 +151,9 @@ def attend(q, k, v, mask=None):
     if mask is not None:
         n_sharing = H // n_kv_heads
         rows = q.reshape(B, n_kv_heads, n_sharing * T, D)
-        mask = mask.repeat(1, n_sharing, 1)[:, None]  # (B or 1, 1, n_sharing * T, S)
-        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(q.shape)
+        if T > 1:  # else one row of the mask serves all
+            mask = mask.repeat(1, n_sharing, 1)
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask[:, None]).reshape(q.shape)
 
     # CPUs are faster at the causal kernel in fp32.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
@@ -388,7 +389,7 @@ class KVCache:
     def advance(self, n_tokens):
         """Count the tokens that the model has now read. n_tokens: (B,) int64, or an int for all rows alike."""
         self.lengths += n_tokens  # in place: a recorded step reads this tensor
-        self.longest += int(torch.as_tensor(n_tokens).max())
+        self.longest += n_tokens if isinstance(n_tokens, int) else int(n_tokens.max())
 
     def keep(self, rows):
         """Drop all but some rows of the batch. rows: (n,) int64."""
