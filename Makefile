@@ -135,7 +135,7 @@ bench: $(ready)
 	@$(PYTHON) tests/bench.py --model "$$MODEL"
 
 test: $(ready)
-	$(PYTHON) -m pytest -q tests
+	$(PYTHON) -m pytest -q -rs tests
 
 # an instructor's two commands, see tests/assignments/README.md
 ifneq ($(filter assignment grade,$(MAKECMDGOALS)),)
