@@ -161,7 +161,7 @@ def stream(model: Llama, tokenizer: Tokenizer, instruction: str, **options):
     print(tokenizer.decode(ids)[len(shown):])
 
 
-# Files of answers in AlpacaEval's format. What made a file comes beside it: answers.json has answers.settings.json.
+# Files of answers in AlpacaEval's format. What made a file comes beside it: a.json has a.json.settings.json.
 
 def write_answers(path: Path, instructions: list[str], settings: dict, decode):
     """Answer `instructions` batch by batch and write them to `path`. Several ranks share the batches.
@@ -202,7 +202,7 @@ def write_answers(path: Path, instructions: list[str], settings: dict, decode):
 
 
 def settings_file(path: Path) -> Path:
-    return path.with_suffix(".settings.json")
+    return path.with_name(path.name + ".settings.json")  # a.txt and model-1.5 have others
 
 
 def is_finished(path: Path, settings: dict) -> bool:
@@ -214,16 +214,18 @@ def is_finished(path: Path, settings: dict) -> bool:
 
 
 def settings_of(args, path: Path, dtype: torch.dtype, instructions: list[str]) -> dict:
-    """All that determines a file of answers."""
+    """All that determines a file of answers, the code that a reader may change among it."""
     generator = str(path)
     if args.rules:
         generator += f" rules {','.join(args.rules)}"
     if args.penalise_prompt:
         generator += " and the prompt penalised"
     files = [path / "config.json", path / "tokenizer.json", *weight_files(path)]
+    code = [Path(__file__).parent / name for name in ("generate.py", "adapter.py", "model.py", "data/format.py")]
     names = ("penalise_prompt", "batch_size", "max_new_tokens", "temperature", "top_p", "seed")
-    return {"generator": generator, "model_sha256": fingerprint(*files), "instructions_sha256": digest(instructions),
-            "rules": list(args.rules), "dtype": str(dtype)} | {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in names}
+    return settings | {"generator": generator, "model_sha256": fingerprint(*files), "code_sha256": fingerprint(*code),
+                       "instructions_sha256": digest(instructions), "rules": list(args.rules), "dtype": str(dtype)}
 
 
 def parse_rules(text: str) -> tuple[str, ...]:

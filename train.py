@@ -368,7 +368,8 @@ def settings_of(args) -> dict:
     files = [args.model / "config.json"]
     if args.method != "pretrain":
         files += [args.model / "tokenizer.json", *weight_files(args.model)]
-    return settings | {"model_sha256": fingerprint(*files)}
+    code = [Path(__file__).parent / name for name in ("train.py", "model.py", "data/format.py")]
+    return settings | {"model_sha256": fingerprint(*files), "code_sha256": fingerprint(*code)}
 
 
 def first_model(args, config: Config, scratch: Path) -> tuple[Path, Llama]:
@@ -426,10 +427,9 @@ def run(args, config: Config, scratch: Path):
             curves["held_out_loss"].append(loss)
             line += f", on held-out dialogues {loss:.4f}"
         say(line)
-        if epochs_done < args.epochs:
-            save_checkpoint(checkpoint, model, optimizer, settings, epochs_done, curves)
+        save_checkpoint(checkpoint, model, optimizer, settings, epochs_done, curves)
 
-    # The loop, then what it made.
+    # The loop, then what it made. The last epoch has a checkpoint, too: a run can be killed while it saves.
     hyper = Hyperparameters(**{field.name: getattr(args, field.name) for field in fields(Hyperparameters)})
     train(model, examples, hyper, optimizer, first_epoch, after_epoch)
     record = settings | {"model": str(args.model), "data": str(args.data)} | curves

@@ -213,24 +213,25 @@ def write_companions(folder: Path, base: Path, tuned: bool, prompt: str = PROMPT
 
 @contextmanager
 def claimed(out: Path, model: Path):
-    """Keep the folder `out` for this run: made if it is not there, and removed again if nothing was written. Raises
+    """Keep the folder `out` for this run: made if it is not there, and then removed if nothing was written. Raises
     OSError if another run has it, ValueError if it holds something else than a run."""
     if out.is_file() or out.resolve() == model.resolve():
         raise ValueError(f"--out {out} is a file, or is the folder of --model; choose another")
     if not is_main():  # rank 0 holds the folder for all
         yield
         return
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     held = hold(out)
     try:
-        for leftover in out.glob(".*.tmp"):  # of a run that was killed while it wrote
+        for leftover in out.glob(".*.[0-9]*.tmp"):  # of a run that was killed while it wrote, see `replacing`
             leftover.unlink()
         if any(out.iterdir()) and not (out / CHECKPOINT).exists() and not (out / RECORD).exists():
             raise ValueError(f"--out {out} holds files that are no run of train.py's; choose another (make: OUT=...)")
         yield
     finally:
         os.close(held)
-        if not any(out.iterdir()):
+        if made and not any(out.iterdir()):
             out.rmdir()
 
 
@@ -248,7 +249,7 @@ def state(out: Path, settings: dict, resume: bool, overwrite: bool) -> str:
         if other != value:
             difference = f"{key} = {other}, not {value}"
             if key.endswith("_sha256"):  # of files, whatever their path
-                difference = f"other files in --{key.removesuffix('_sha256')}"
+                difference = f"other files of its {key.removesuffix('_sha256')}"
             raise ValueError(f"{path} is of a run with {difference}; choose another --out (make: OUT=...), or {AFRESH}")
     return "all" if path.name == RECORD else "half"
 

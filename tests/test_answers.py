@@ -42,7 +42,7 @@ def test_an_interrupted_file_goes_on_where_it_stopped(interrupted):
     rows = [{"instruction": text, "output": text.upper(), "generator": "m"} for text in INSTRUCTIONS]
     assert json.loads(interrupted.read_text()) == rows  # as AlpacaEval reads them
     assert is_finished(interrupted, SETTINGS)
-    assert sorted(path.name for path in interrupted.parent.iterdir()) == ["answers.json", "answers.settings.json"]
+    assert sorted(path.name for path in interrupted.parent.iterdir()) == ["answers.json", "answers.json.settings.json"]
 
 
 def test_a_batch_that_was_torn_is_answered_again_whole(interrupted):

@@ -3,6 +3,7 @@ import copy
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,8 +157,23 @@ def test_answers_are_decoded_again_where_anything_that_made_them_has_changed(que
     config = json.loads((model / "config.json").read_text()) | {"rope_theta": 500.0}
     (model / "config.json").write_text(json.dumps(config))
     assert decodes("--seed", 2) and not decodes("--seed", 2)
-    output.with_suffix(".settings.json").write_text("<html>")
+    (tmp_path / "answers.json.settings.json").write_text("<html>")
     assert decodes("--seed", 2)
+
+
+def test_answers_are_those_of_the_code_that_made_them(tmp_path, monkeypatch):
+    """A reader changes a number of adapter.py: what was kept before must not be shown for what it gives now."""
+    for name in ("generate.py", "adapter.py", "model.py", "data/format.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "generate.py"))
+    options = ("penalise_prompt", "batch_size", "max_new_tokens", "temperature", "top_p", "seed")
+    args = SimpleNamespace(rules=("tokens",), **dict.fromkeys(options, 0))
+    before = module.settings_of(args, TINY, torch.float32, ["Hi"])
+    adapter = (tmp_path / "adapter.py").read_text()
+    (tmp_path / "adapter.py").write_text(adapter.replace('"What": -5', '"What": 0'))
+    changed = module.settings_of(args, TINY, torch.float32, ["Hi"])
+    assert [key for key in before if before[key] != changed[key]] == ["code_sha256"]
 
 
 def test_an_instruction_that_is_too_long_is_named_before_the_first_is_answered(questions, tmp_path):
@@ -243,7 +259,7 @@ def test_under_torchrun_the_instructions_are_split_and_joined(questions, tmp_pat
     assert result.returncode == 0, result.stderr
     assert command(*arguments, "--output", tmp_path / "whole.json").returncode == 0
     assert json.loads((tmp_path / "split.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
-    assert sorted(path.name for path in tmp_path.glob("split*")) == ["split.json", "split.settings.json"]
+    assert sorted(path.name for path in tmp_path.glob("split*")) == ["split.json", "split.json.settings.json"]
 
 
 def test_memory_that_runs_out_is_said_with_what_takes_less(questions, tmp_path, monkeypatch):

@@ -183,6 +183,23 @@ def test_a_killed_run_resumes_to_the_same_bytes(data, tmp_path):
     assert names == {path.name for path in whole.iterdir()} > {"config.json", "run.json", "tokenizer.json"}
 
 
+def test_a_run_that_is_interrupted_while_it_saves_goes_on(data, tmp_path, monkeypatch):
+    """Also one of a single epoch, as pretraining is: its weights are there, and its record is not."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    one = ("--epochs", 1)
+    assert run(data, tmp_path / "whole", *one).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("data.checkpoint.write_companions", interrupted)
+        assert run(data, tmp_path / "out", *one).returncode == 130
+    assert (tmp_path / "out" / "model.safetensors").exists() and not (tmp_path / "out" / "run.json").exists()
+    result = run(data, tmp_path / "out", *one, "--resume")
+    assert result.returncode == 0 and "step" not in result.stdout
+    for name in ("model.safetensors", "run.json", "loss.svg"):
+        assert fingerprint(tmp_path / "out" / name) == fingerprint(tmp_path / "whole" / name)
+
+
 def test_a_run_goes_on_only_where_it_is_asked_to_and_with_its_own_settings(data, half):
     before = fingerprint(half / "checkpoint.safetensors")
     assert_refused(run(data, half), half, "--resume", "--overwrite")
@@ -200,7 +217,11 @@ def test_a_finished_run_is_neither_trained_again_by_mistake_nor_overwritten(data
     assert_refused(run(data, out, "--overwrite", "--lr", "nan"), "--lr")
     rows = (data / "broad.jsonl").read_text().splitlines(keepends=True)
     (data / "broad.jsonl").write_text("".join(rows[:-1]))
-    assert_refused(run(data, out, "--resume"), out / "run.json", "other files in --data")  # the data has changed since
+    assert_refused(run(data, out, "--resume"), out / "run.json", "other files of its data")  # the data has changed since
+    (data / "broad.jsonl").write_text("".join(rows))
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"code_sha256": "of other code"}))
+    assert_refused(run(data, out, "--resume"), "other files of its code", "--overwrite")
     (data / "broad.jsonl").unlink()
     assert_refused(run(data, out, "--overwrite"), data / "broad.jsonl")
     assert fingerprint(out / "model.safetensors") == before
@@ -220,7 +241,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_under_other_paths_only(data,
     model, moved = shutil.copytree(TINY, tmp_path / "model"), data.rename(tmp_path / "moved")
     config = (model / "config.json").read_text()
     (model / "config.json").write_text(config.replace('"rope_theta": 10000.0', '"rope_theta": 500.0'))
-    assert_refused(run(moved, half, "--resume", "--model", model), "other files in --model")
+    assert_refused(run(moved, half, "--resume", "--model", model), "other files of its model")
     (model / "config.json").write_text(config)
     assert "step 4/9" in run(moved, half, "--resume", "--model", model).stdout
     record = json.loads((half / "run.json").read_text())
@@ -253,8 +274,8 @@ def test_memory_that_runs_out_is_said_with_what_takes_less(data, half, monkeypat
 
 def test_a_folder_that_is_no_run_is_never_trained_into(data, tmp_path):
     """Somebody's model, whole, sharded or half, a folder of other things, a file, and the folder one stands in."""
-    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "notes.txt"):
-        folder = tmp_path / name.split(".")[0]
+    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "notes.txt", ".draft.tmp"):
+        folder = tmp_path / (name.split(".")[0] or "draft")
         folder.mkdir()
         (folder / name).write_text("mine")
         for more in ((), ("--resume",), ("--overwrite",)):

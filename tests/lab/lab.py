@@ -1,8 +1,7 @@
 """The laboratory's bench: pretrain, tune, ask. Whatever was made is kept, and jobs run side by side.
 
 Each of the three is a function of the data themselves, and what it makes lies in out/lab under the hash of all that
-made it: so experiments share models and answers, and one that was interrupted goes on. The hash does not hold the
-code: whoever changes train.py, model.py or generate.py removes out/lab first.
+made it, the code included: so experiments share models and answers, and one that was interrupted goes on.
 """
 import ctypes
 import math
@@ -38,6 +37,7 @@ from model import Config, Llama
 from train import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET, Hyperparameters, adamw, n_scored, train
 
 KEPT = ROOT / "out" / "lab"
+CODE = fingerprint(*(ROOT / name for name in ("train.py", "generate.py", "adapter.py", "model.py", "data/format.py")))
 LR = 1e-4  # twice train.py's for a narrow model: with half the epochs it ends as well, in half the time
 PRETRAINING_LR = 3e-3  # the one of `make pretrain`
 DOCUMENTS = 80_000  # that a base model reads, once each
@@ -145,7 +145,7 @@ def set_numbers(adapter: Adapter, numbers: dict):
 
 def kept(kind: str, made_from: list, make) -> Path:
     """The folder of what is made from these JSON values; where it is not there yet, make(folder) fills it."""
-    folder = KEPT / kind / digest(made_from)
+    folder = KEPT / kind / digest([made_from, CODE])
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(mkdtemp(dir=folder.parent))
