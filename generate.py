@@ -328,7 +328,8 @@ def respond(args, path: Path, dtype: torch.dtype, lines: list[int], instructions
 
 def main():
     args = parse_arguments()
-    args.device = distributed.start_ranks(args.device, "gloo", timeout=timedelta(days=7))  # one may end long before
+    # The ranks meet only at the end, and one may wait long for the others there.
+    args.device = distributed.start_ranks(args.device, "gloo", timeout=timedelta(days=7))
     if distributed.n_ranks() > 1 and not args.output:
         raise ValueError("under torchrun, --input and --output say what is split over the ranks; add them")
     lines, instructions = read_instructions(args)

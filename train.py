@@ -70,12 +70,13 @@ def load_examples(method: Method, folder: Path, tokenizer: Tokenizer, max_length
 
 
 def load_held_out(folder: Path, tokenizer: Tokenizer, max_length: int) -> list:
-    """The rows of val.jsonl that have a response, as (ids, labels) pairs. Their instructions are kept, since the model
-    will be asked: response tuning is trained on one thing and asked another."""
+    """The rows of val.jsonl with a response within max_length, as (ids, labels) pairs. Their instructions are kept:
+    response tuning is trained on one thing and asked another."""
     path = folder / "val.jsonl"
     rows = read_jsonl(path, check_fields("instruction")) if path.exists() else []
     answered = [row for row in rows if isinstance(row.get("response"), str)]
-    return [encode(tokenizer, dialogue(row["instruction"], row["response"]), max_length) for row in answered]
+    examples = [encode(tokenizer, dialogue(row["instruction"], row["response"]), max_length) for row in answered]
+    return list(filter(n_scored, examples))
 
 
 def n_scored(example) -> int:
@@ -236,7 +237,8 @@ def train(model: Llama, examples: list, hyper: Hyperparameters, optimizer=None, 
     first_epoch: go on behind so many epochs, with the optimizer of then. after_epoch(epochs_done, losses) is called at
     the end of each epoch, report(line) after every step. gradient: in place of `accumulate_gradient`, for another loss.
     """
-    optimizer, autocast = optimizer or adamw(model), fast_bf16(model.device.type)
+    optimizer = optimizer or adamw(model)
+    autocast = fast_bf16(model.device.type)
     steps_per_epoch = math.ceil(len(examples) / hyper.batch_size)
     n_steps, first_step = steps_per_epoch * hyper.epochs, steps_per_epoch * first_epoch
     step, losses, start = first_step, [], time.perf_counter()
@@ -413,7 +415,7 @@ def run(args, config: Config, scratch: Path):
         first_epoch, curves = load_checkpoint(checkpoint, model, optimizer)
     say(f"{args.method}: {len(examples):,} examples, {sum(map(n_scored, examples)):,} scored tokens, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {distributed.n_ranks()} x {args.device}"
-        + ", bf16 autocast" * bf16 + ", compiled (--no-compile does without)" * args.compile
+        + ", bf16 autocast" * bf16 + ", compiled" * args.compile
         + f", from epoch {first_epoch + 1}" * (first_epoch > 0))
     if args.overwrite and distributed.is_main():  # only now that the input is known to be good
         discard(args.out)
@@ -471,7 +473,13 @@ def main():
     args.device = distributed.start_ranks(args.device)
     settle_defaults(args, config)
     with claimed(args.out, args.model), tempfile.TemporaryDirectory() as scratch:
-        run(args, config, Path(scratch))
+        try:
+            run(args, config, Path(scratch))
+        except RuntimeError as error:
+            if not args.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0][:200]
+            raise ValueError(f"torch.compile failed ({reason}); add --no-compile, which trains without") from error
         distributed.end_ranks()
 
 

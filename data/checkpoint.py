@@ -69,6 +69,8 @@ def rope(known: dict) -> dict:
     there. Raises ValueError for another scaling than Llama 3.1's."""
     key = "rope_scaling" if known["rope_scaling"] else "rope_parameters"
     found = known[key] or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} = {json.dumps(found)} is not an object")
     theta = found.get("rope_theta", known["rope_theta"])
     scaling = found.get("rope_type", found.get("type", "default"))
     if scaling == "default" or scaling == "linear" and found.get("factor") == 1:
@@ -139,7 +141,6 @@ def load_tensors(paths: list[Path], expected: dict, dtype, device) -> dict:
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{path}: {stored} is {tuple(tensor.shape)}, "
                              f"config.json asks for {tuple(expected[name].shape)}")
-
         if not tensor.is_floating_point():
             raise ValueError(f"{path}: {stored} is of type {tensor.dtype}, not float32, bfloat16 or float16")
 
@@ -277,7 +278,7 @@ def checkpoint_metadata(path: Path) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["run"])
-    except (SafetensorError, TypeError, KeyError) as error:
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); {AFRESH}") from None
 
 

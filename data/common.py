@@ -156,6 +156,7 @@ def read_jsonl(path, check) -> list:
     for n, line in enumerate(Path(path).read_bytes().rstrip().split(b"\n"), 1):
         try:
             rows.append(parse_json(line))
+            json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate pair is not text
             problem = check(rows[-1])
         except ValueError:  # of JSON or of UTF-8
             problem = "not JSON" if line.strip() else "empty line"
@@ -184,6 +185,8 @@ def hold(path, wait: bool = False) -> int:
             raise OSError(f"{path} is in use by another run; let it end, or choose another name") from None
         print(f"{path} is in use by another run; waiting for its end", file=sys.stderr, flush=True)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks, as some of clusters are
+        pass
     return descriptor
 
 

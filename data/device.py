@@ -73,24 +73,38 @@ def decoding_step(model):
 
 class RecordedStep:
     """A step as a CUDA graph: launching its hundreds of small kernels one by one takes longer than they do. It works on
-    the tensors that it was recorded with, so if the cache grows or the batch shrinks it is recorded anew."""
+    the tensors that it was recorded with, so if the cache grows or the batch shrinks it is recorded anew. If recording
+    fails, a sentence says so, and decoding goes on without."""
 
     def __init__(self, step):
-        self.step, self.recorded_keys = step, None
+        self.step, self.recorded_keys, self.failed = step, None, False
 
-    def __call__(self, token, cache):  # (B, C), good until the next call
-        if self.recorded_keys is not cache.keys[0]:
-            self.token, self.graph, self.recorded_keys = token.clone(), torch.cuda.CUDAGraph(), cache.keys[0]
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
-                self.step(self.token, cache)
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self.graph):
-                self.h = self.step(self.token, cache)
+    def __call__(self, token, cache):  # (B,), KVCache -> (B, C), good until the next call
+        if self.recorded_keys is not cache.keys[0] and not self.failed:
+            try:
+                self.record(token, cache)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.failed = True
+                print(f"recording a CUDA graph failed ({str(error).splitlines()[0][:200]}); decoding goes on without, "
+                      "more slowly", file=sys.stderr, flush=True)
+        if self.failed:
+            return self.step(token, cache)
         self.token.copy_(token)
         self.graph.replay()
         return self.h
+
+    def record(self, token, cache):
+        self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what kernels set up the first time must not be recorded
+            self.step(self.token, cache)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self.graph):
+            self.h = self.step(self.token, cache)
+        self.recorded_keys = cache.keys[0]
 
 
 def reorder_weights_for_cpu(model, batch_size: int):

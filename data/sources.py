@@ -123,16 +123,20 @@ def rows_of(session: requests.Session, source):
 
 def difficulties_of(instructions, folder: Path):
     """(difficulties, gamed) of instructions as `length_controlled` of judge.py takes them; None if `folder` has no
-    difficulties.jsonl, whose lines go with those of eval.jsonl, or not all of the instructions."""
+    difficulties.jsonl, whose lines go with those of eval.jsonl, or not all of the instructions. Raises ValueError."""
     if not (folder / "difficulties.jsonl").exists():
         return None
     asked = read_jsonl(folder / "eval.jsonl", check_fields("instruction"))
     rows, gamed = read_jsonl(folder / "difficulties.jsonl", lambda row: None), []
-    known = {question["instruction"]: row["difficulty"] for question, row in zip(asked, rows)}
-    for answers in zip(*(row["gamed"] for row in rows)):  # model by model, as AlpacaEval has them
-        for row, answer in zip(rows, answers):
-            if answer["preference"] is not None:
-                gamed.append((answer["preference"], answer["longer_by"], row["difficulty"]))
+    try:
+        known = {question["instruction"]: row["difficulty"] for question, row in zip(asked, rows)}
+        for answers in zip(*(row["gamed"] for row in rows), strict=True):  # model by model, as AlpacaEval has them
+            for row, answer in zip(rows, answers):
+                if answer["preference"] is not None:
+                    gamed.append((answer["preference"], answer["longer_by"], row["difficulty"]))
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{folder / 'difficulties.jsonl'} is not what make data writes; remove it, and make data "
+                         "writes it anew") from None
     return ([known[one] for one in instructions], gamed) if known.keys() >= set(instructions) else None
 
 

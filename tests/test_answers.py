@@ -1,4 +1,4 @@
-"""generate.py and judge.py: files of answers that an interruption does not lose and that other settings do not reuse."""
+"""generate.py and judge.py: files of answers, which an interruption does not lose and other settings do not reuse."""
 import json
 import math
 

@@ -39,7 +39,7 @@ def edit(path, **changes):
 REFUSED = {  # values that a key of a Llama's config.json must not have
     "rope_scaling": [{"type": "linear", "factor": 2.0}, {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0, "high_freq_factor": 4.0}],
-    "rope_parameters": [{"rope_theta": 1e4, "rope_type": "yarn"}, {"rope_type": "llama3"}],
+    "rope_parameters": ["default", {"rope_theta": 1e4, "rope_type": "yarn"}, {"rope_type": "llama3"}],
     "model_type": ["gpt2", [], None], "rms_norm_eps": [torch.inf], "tie_word_embeddings": ["no"], "dtype": ["auto"],
     "hidden_act": ["gelu"], "attention_bias": [True], "mlp_bias": [True], "quantization_config": [{"bits": 4}],
     "num_attention_heads": [0], "num_key_value_heads": [3], "hidden_size": [-32, 32.0],

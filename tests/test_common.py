@@ -137,7 +137,8 @@ def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
 
 @pytest.mark.parametrize("content, sentence", [
     (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2: not JSON"), (b"1\n\n1", "line 2: empty line"),
-    (b"[" * 100000, "line 1: not JSON"), (b"1\n2\n3", "line 2: not 1"), (b" \n\n", "line 1: empty line"),
+    (b'"\\ud800"', "line 1: not JSON"), (b"[" * 100000, "line 1: not JSON"),
+    (b"1\n2\n3", "line 2: not 1"), (b" \n\n", "line 1: empty line"),
     (None, "does not exist"),
 ])
 def test_the_first_bad_line_of_a_file_is_named(tmp_path, content, sentence):

@@ -262,6 +262,21 @@ def test_under_torchrun_the_instructions_are_split_and_joined(questions, tmp_pat
     assert sorted(path.name for path in tmp_path.glob("split*")) == ["split.json", "split.json.settings.json"]
 
 
+def test_where_no_graph_can_be_recorded_decoding_goes_on_without(small_model, prompts, capsys, monkeypatch):
+    expected, tries = generate(small_model, prompts, -1, 10), []
+
+    def refuse(*_):
+        tries.append(1)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(device.RecordedStep, "record", refuse)
+    step, _ = device.decoding_step(small_model)
+    monkeypatch.setattr(module, "decoding_step", lambda model: (device.RecordedStep(step), 0.5))
+    assert generate(small_model, prompts, -1, 10) == expected
+    error = capsys.readouterr().err
+    assert len(tries) == 1 and error.count("\n") == 1 and "recording a CUDA graph failed" in error
+
+
 def test_memory_that_runs_out_is_said_with_what_takes_less(questions, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")

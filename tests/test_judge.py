@@ -86,6 +86,18 @@ def test_length_control_is_v1_where_the_difficulties_are_known(tmp_path):
     assert difficulties_of(["Do 3"], tmp_path)[1] == gamed[:14] + gamed[15:]
 
 
+@pytest.mark.parametrize("row", [{"difficulty": 1.0}, [], {"difficulty": 1.0, "gamed": [[0.5, -0.3]]},
+                                 {"difficulty": 1.0, "gamed": []}])
+def test_difficulties_of_another_shape_are_refused(tmp_path, row):
+    made_up(tmp_path, 12, 3, 900)
+    with open(tmp_path / "difficulties.jsonl", "a") as file:
+        file.write(json.dumps(row))
+    with open(tmp_path / "eval.jsonl", "a") as file:
+        file.write('{"instruction": "One more"}')
+    with pytest.raises(ValueError, match="difficulties.jsonl is not what make data writes; remove it"):
+        difficulties_of(["Do 3"], tmp_path)
+
+
 def test_the_world_judges_preference_is_the_difference_of_grades_and_symmetric(tasks):
     world = World()
     for task in tasks[:26]:

@@ -217,7 +217,7 @@ def test_a_finished_run_is_neither_trained_again_by_mistake_nor_overwritten(data
     assert_refused(run(data, out, "--overwrite", "--lr", "nan"), "--lr")
     rows = (data / "broad.jsonl").read_text().splitlines(keepends=True)
     (data / "broad.jsonl").write_text("".join(rows[:-1]))
-    assert_refused(run(data, out, "--resume"), out / "run.json", "other files of its data")  # the data has changed since
+    assert_refused(run(data, out, "--resume"), out / "run.json", "other files of its data")
     (data / "broad.jsonl").write_text("".join(rows))
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(record | {"code_sha256": "of other code"}))
@@ -355,6 +355,13 @@ def test_an_experiment_trains_in_its_own_process(small_model, examples):
     small_model.load_state_dict(whole)
 
 
+def test_held_out_dialogues_that_do_not_fit_are_left_out(data, tmp_path):
+    """Else their loss would be 0 / 0."""
+    (data / "val.jsonl").write_text(json.dumps({"instruction": "why " * 300, "response": "So."}))
+    assert "held-out" not in run(data, tmp_path / "out", "--epochs", 1).stdout
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["held_out_loss"] == []
+
+
 def test_bad_input_is_refused_in_one_sentence(data, tmp_path):
     out = tmp_path / "out"
     assert_refused(command("train.py", "--method", "telepathy", "--out", out), "telepathy", "response")
@@ -485,6 +492,23 @@ def test_each_epoch_ends_with_the_loss_on_held_out_dialogues(data, tmp_path, tok
     svg = ElementTree.parse(tmp_path / "out" / "loss.svg")
     points = [line.get("points").split() for line in svg.iter("{http://www.w3.org/2000/svg}polyline")]
     assert list(map(len, points)) == [9, 3] and points[0][-1].split(",")[0] == points[1][-1].split(",")[0]
+
+
+@pytest.mark.parametrize("module, ended", [("torch._inductor.exc", True), ("mine", False)])
+def test_a_compiler_that_fails_is_told_from_a_readers_own_error(data, tmp_path, monkeypatch, module, ended):
+    failure = type("Failure", (RuntimeError,), {"__module__": module})
+
+    def broken(forward, **_):
+        def run(*_):
+            raise failure("no such instruction\nmore")
+        return run
+
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(torch, "compile", broken)
+    if ended:
+        return assert_refused(run(data, tmp_path / "out", "--compile"), "(no such instruction)", "--no-compile")
+    with pytest.raises(failure):
+        run(data, tmp_path / "out", "--compile")
 
 
 def test_compiling_without_a_compiler_is_refused(data, tmp_path, monkeypatch):
